@@ -1,0 +1,235 @@
+"""A node's end of the route feed: follows the leader, applies versions in order, acknowledges what the kernel holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+from lightkube.models.coordination_v1 import Lease
+from lightkube.models.core_v1 import Pod
+
+from kernelet.core.client.client import Client
+from kernelet.core.client.config import ClientConfig
+from kernelet.core.client.election import ADDRESS
+from kernelet.core.client.informer import Informer
+from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Peer, RouteTable, ServicePort, ServiceRoute
+from kernelet.dataplane.routes import Protocol as IpProtocol
+from kernelet.proto import routes_pb2 as pb
+from kernelet.proto.routes_pb2_grpc import RoutesStub
+
+log = logging.getLogger(__name__)
+
+LEASE_NAMESPACE, LEASE_NAME = "kube-system", "kernelet-routes"
+SERVER_NAME = "kernelet-routes"
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+
+
+class Sink(Protocol):
+    """What takes versions: the service proxy, the overlay."""
+
+    async def apply(self, delta: Delta, table: RouteTable) -> None:
+        """Brings the kernel to `table`, of which `delta` is what changed. Raises when the kernel does not hold it."""
+        ...
+
+
+class ApplyError(Exception):
+    """A sink refused a version; the message is what the routes server is told."""
+
+
+class RouteFeedClient:
+    """One subscription. Run `run` in a task; the waits may be called while it runs."""
+
+    def __init__(self, client: Client, config: ClientConfig, node: str, component: str, sinks: Sequence[Sink]) -> None:
+        self._config = config
+        self._node = node
+        self._component = component
+        self._sinks = sinks
+        self._leases = Informer(client, Lease, namespace=LEASE_NAMESPACE, fields=f"metadata.name={LEASE_NAME}")
+        self._address_changed = asyncio.Event()
+        self._address = ""
+        self._stub: Any = None
+        self._connected = asyncio.Event()
+        self.table = RouteTable()
+
+    async def run(self) -> None:
+        """Follows the leader until cancelled; connects again, with a growing pause, whatever ends a stream."""
+        self._leases.subscribe(lambda change: self._on_lease(change.new))
+        async with asyncio.TaskGroup() as tasks:
+            self._leases.start(tasks)
+            pause = FIRST_PAUSE
+            while True:
+                await self._address_known()
+                try:
+                    await self._follow(self._address)
+                    pause = FIRST_PAUSE
+                except (grpc.aio.AioRpcError, ApplyError) as error:
+                    cause = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+                    log.warning("the route feed at %s ended: %s", self._address, cause)
+                self._address_changed.clear()
+                await self._pause(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _on_lease(self, lease: Lease | None) -> None:
+        annotations = (lease.metadata.annotations if lease and lease.metadata else None) or {}
+        address = annotations.get(ADDRESS, "")
+        if address and address != self._address:
+            self._address = address
+            self._address_changed.set()
+
+    async def _address_known(self) -> None:
+        while not self._address:
+            await self._address_changed.wait()
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits before the next attempt; a new leader's address ends the wait."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._address_changed.wait()
+        except TimeoutError:
+            return
+
+    async def _follow(self, address: str) -> None:
+        async with self._channel(address) as channel:
+            self._stub = RoutesStub(channel)
+            acks: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
+            acks.put_nowait(
+                pb.NodeMessage(
+                    node=self._node,
+                    component=self._component,
+                    applied_version=self.table.version,
+                    generation=self.table.generation,
+                )
+            )
+            moved = asyncio.create_task(self._address_changed.wait())
+            stream = asyncio.create_task(self._take(self._stub.Subscribe(_drain(acks)), acks))
+            self._connected.set()
+            try:
+                self._address_changed.clear()
+                await asyncio.wait((moved, stream), return_when=asyncio.FIRST_COMPLETED)
+                if stream.done():
+                    await stream
+            finally:
+                self._connected.clear()
+                for task in (moved, stream):
+                    task.cancel()
+                await asyncio.gather(moved, stream, return_exceptions=True)
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        credentials = grpc.ssl_channel_credentials(
+            self._config.ca_pem, self._config.key_pem or None, self._config.cert_pem or None
+        )
+        options = [
+            ("grpc.ssl_target_name_override", SERVER_NAME),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    async def _take(self, messages: AsyncIterator[pb.FeedMessage], acks: asyncio.Queue[pb.NodeMessage]) -> None:
+        async for message in messages:
+            delta = decode(message)
+            try:
+                await self._apply(delta)
+            except ApplyError as error:
+                # Forgotten, so that the next subscription asks for a snapshot, which is compared with the kernel.
+                self.table = RouteTable()
+                acks.put_nowait(pb.NodeMessage(error=str(error)))
+                raise
+            acks.put_nowait(pb.NodeMessage(applied_version=delta.version, generation=delta.generation))
+
+    async def _apply(self, delta: Delta) -> None:
+        try:
+            self.table.apply(delta)
+        except ValueError as error:
+            raise ApplyError(str(error)) from error
+        for sink in self._sinks:
+            await sink.apply(delta, self.table)
+
+    async def wait_withdrawn(self, pod: Pod, deadline: float) -> None:
+        """Returns once no live node routes to the pod.
+
+        Raises TimeoutError after `deadline` seconds, naming the nodes that had not acknowledged by then, or this one
+        where no routes server answered.
+        """
+        metadata, status = pod.metadata, pod.status
+        request = pb.WaitRequest(
+            namespace=(metadata and metadata.namespace) or "",
+            name=(metadata and metadata.name) or "",
+            uid=(metadata and metadata.uid) or "",
+            addresses=[entry.ip for entry in (status.podIPs if status else None) or [] if entry.ip],
+        )
+        lagging = [self._node]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline):
+                lagging = await self._wait_withdrawn(request, asyncio.get_running_loop().time() + deadline)
+        if lagging:
+            raise TimeoutError(f"not acknowledged within {deadline:.1f} s by {', '.join(lagging)}")
+
+    async def _wait_withdrawn(self, request: pb.WaitRequest, end: float) -> list[str]:
+        pause = FIRST_PAUSE
+        while True:
+            await self._connected.wait()
+            request.deadline_ms = max(1, int((end - asyncio.get_running_loop().time() - 0.1) * 1000))
+            try:
+                answer = await self._stub.WaitWithdrawn(request)
+                return [] if answer.done else list(answer.lagging_nodes)
+            except grpc.aio.AioRpcError as error:
+                log.info("asking again whether the pod is withdrawn: %s", error.details())
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+
+async def _drain(queue: asyncio.Queue[pb.NodeMessage]) -> AsyncIterator[pb.NodeMessage]:
+    while True:
+        yield await queue.get()
+
+
+def decode(message: pb.FeedMessage) -> Delta:
+    """The plain form of a feed message."""
+    return Delta(
+        generation=message.generation,
+        version=message.version,
+        base_version=message.base_version,
+        services=[_service(service) for service in message.services],
+        removed_services=list(message.removed_services),
+        peers=[Peer(p.node, tuple(p.pod_cidrs), p.address, p.vtep_mac) for p in message.peers],
+        removed_peers=list(message.removed_peers),
+    )
+
+
+def _service(service: pb.Service) -> ServiceRoute:
+    return ServiceRoute(
+        id=service.id,
+        cluster_ips=tuple(service.cluster_ips),
+        ports=tuple(_port(port, service.nodes) for port in service.ports),
+        external_ips=tuple(service.external_ips),
+        external_local=service.external_local,
+        internal_local=service.internal_local,
+        affinity_seconds=service.affinity_seconds,
+    )
+
+
+def _port(port: pb.ServicePort, nodes: Sequence[str]) -> ServicePort:
+    backends = (*_backends(port.backends4, 4, nodes), *_backends(port.backends6, 16, nodes))
+    return ServicePort(port.name, IpProtocol(port.protocol), port.port, port.node_port, backends)
+
+
+def _backends(packed: bytes, size: int, nodes: Sequence[str]) -> list[Backend]:
+    """Unpacks rows of address, port (2 bytes), flags (1), node number (2); see routes.proto."""
+    step = size + 5
+    found = []
+    for start in range(0, len(packed), step):
+        address = packed[start : start + size]
+        port = int.from_bytes(packed[start + size : start + size + 2], "big")
+        flags = BackendFlag(packed[start + size + 2])
+        number = int.from_bytes(packed[start + size + 3 : start + step], "big")
+        found.append(Backend(address, port, flags, nodes[number - 1] if number else ""))
+    return found

@@ -1,0 +1,246 @@
+"""Routes as nftables elements: which frontends a service has, which backends stand behind each, and in which slots.
+
+Pure data: nothing in here touches the kernel.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kernelet.ext.nft import Batch
+
+from ..routes import Backend, BackendFlag, Protocol, ServicePort, ServiceRoute
+from .engine import EngineConfig, EngineError
+from .ruleset import BACKENDS, FAMILIES, HAIRPIN, KINDS, REJECT, SERVICES, TABLE, TRAFFIC, Family, Kind
+
+Frontend = tuple[Kind, bytes]
+"""What clients connect to: the kind, and its key as the kernel has it."""
+Value = bytes | str | None
+Place = tuple[Family, str]
+"""A set or map."""
+Elements = dict[Place, dict[bytes, Value]]
+"""Keys and values by set or map."""
+
+_BY_LENGTH = {family.length: family for family in FAMILIES}
+_PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
+_REFUSE = f"goto {REJECT}"
+_DROP = "drop"
+# The kernel's numgen result is a number in host byte order. Made once, since most of a cold start is making keys.
+_SLOTS = [slot.to_bytes(4, sys.byteorder) for slot in range(256)]
+# An IntFlag's own operators cost a microsecond each, which a cold start pays for every backend.
+_has = int.__and__
+_READY, _DYING = int(BackendFlag.READY), int(BackendFlag.SERVING | BackendFlag.TERMINATING)
+
+
+class Target(NamedTuple):
+    """What one frontend is wanted to do."""
+
+    backends: Collection[bytes]
+    """Distinct, as element data: address and port."""
+    otherwise: str
+    """The verdict where there are no backends."""
+
+
+class Held(NamedTuple):
+    """What the kernel holds for one frontend; slot i of `slots` is the element with index i."""
+
+    slots: tuple[bytes, ...]
+    verdict: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """All that one service wants."""
+
+    frontends: dict[Frontend, Target] = field(default_factory=dict)
+    local: set[tuple[Family, bytes]] = field(default_factory=set)
+    """Addresses of its backends on this node: what may meet itself through the service."""
+
+
+def port_key(protocol: Protocol, port: int) -> bytes:
+    return _PROTOCOLS[protocol] + port.to_bytes(2, "big") + b"\0\0"
+
+
+def backend_data(backend: Backend) -> bytes:
+    return backend.address + backend.port.to_bytes(2, "big") + b"\0\0"
+
+
+def choose(backends: Collection[Backend]) -> list[Backend]:
+    """The ready ones; where there is none, those that still serve while they terminate (KEP-1669)."""
+    ready = [backend for backend in backends if _has(backend.flags, _READY)]
+    return ready or [backend for backend in backends if _has(backend.flags, _DYING) == _DYING]
+
+
+def plan(service: ServiceRoute, config: EngineConfig, families: Collection[Family]) -> Plan:
+    """Frontends and backends of a service on this node. Raises EngineError for an address that is none."""
+    made = Plan()
+    try:
+        for port in service.ports:
+            for family in families:
+                _plan_port(made, service, port, family, config)
+    except (OverflowError, KeyError) as error:
+        raise EngineError(f"service {service.id} has a port or protocol that does not exist: {error}") from error
+    for address in (*service.cluster_ips, *service.external_ips):
+        if len(address) not in _BY_LENGTH:
+            raise EngineError(f"service {service.id} has an address of {len(address)} bytes; IPv4 has 4, IPv6 16")
+    return made
+
+
+def _plan_port(made: Plan, service: ServiceRoute, port: ServicePort, family: Family, config: EngineConfig) -> None:
+    cluster_ips = [address for address in service.cluster_ips if len(address) == family.length]
+    external_ips = [address for address in service.external_ips if len(address) == family.length]
+    if not cluster_ips and not external_ips:
+        return
+    ours = [backend for backend in port.backends if len(backend.address) == family.length]
+    everywhere = choose(ours)
+    mine = [backend for backend in ours if backend.node == config.node] if config.node else []
+    here = choose(mine) if mine else []
+    services, nodeports, local_services, local_nodeports = KINDS[family]
+    ports = port_key(port.protocol, port.port)
+    node_ports = port_key(port.protocol, port.node_port)
+    every = Target(dict.fromkeys(map(backend_data, everywhere)), _REFUSE)
+    internal = Target(dict.fromkeys(map(backend_data, here)), _REFUSE) if service.internal_local else every
+    for address in cluster_ips:
+        made.frontends[services, address + ports] = internal
+    for address in external_ips:
+        made.frontends[services, address + ports] = every
+    if port.node_port and cluster_ips:
+        made.frontends[nodeports, node_ports] = every
+    if service.external_local:
+        # Backends elsewhere only: dropped, not refused, so that a load balancer's client tries another node.
+        outside = Target(dict.fromkeys(map(backend_data, here)), _DROP if everywhere else _REFUSE)
+        for address in external_ips:
+            made.frontends[local_services, address + ports] = outside
+        if port.node_port and cluster_ips:
+            made.frontends[local_nodeports, node_ports] = outside
+    made.local.update((family, backend.address) for backend in here)
+
+
+def place(old: Sequence[bytes | None], wanted: Collection[bytes]) -> tuple[bytes, ...]:
+    """Dense slots 0..n-1 for `wanted`: whoever may keeps its slot, and gaps are filled with the rest.
+
+    So an added backend is one new slot, and a removed one's slot is taken over by the last.
+    """
+    if not old:
+        return tuple(wanted)
+    slots: list[bytes | None] = [None] * len(wanted)
+    rest = dict.fromkeys(wanted)
+    for index, data in enumerate(old[: len(slots)]):
+        if data is not None and data in rest:
+            slots[index] = data
+            del rest[data]
+    fill = iter(rest)
+    return tuple(next(fill) if data is None else data for data in slots)
+
+
+def hold(kind: Kind, target: Target, old: Sequence[bytes | None]) -> Held:
+    """What is to be held for a target, given what is held now."""
+    slots = place(old, target.backends)
+    return Held(slots, f"goto {kind.chain}{len(slots)}" if slots else target.otherwise)
+
+
+def slot_key(key: bytes, slot: int) -> bytes:
+    return key + (_SLOTS[slot] if slot < len(_SLOTS) else slot.to_bytes(4, sys.byteorder))
+
+
+def elements(frontend: Frontend, held: Held) -> Iterator[tuple[Place, bytes, Value]]:
+    """Every element of a frontend."""
+    kind, key = frontend
+    yield (kind.family, kind.verdicts), key, held.verdict
+    if kind.verdicts == SERVICES:
+        yield (kind.family, TRAFFIC), key, None
+    for slot, data in enumerate(held.slots):
+        yield (kind.family, kind.backends), slot_key(key, slot), data
+
+
+class Edits:
+    """Element changes that make one transaction."""
+
+    def __init__(self) -> None:
+        self._deleted: dict[Place, list[bytes]] = {}
+        self._added: dict[Place, list[tuple[bytes, Value]]] = {}
+
+    def __len__(self) -> int:
+        """Element operations; a changed value is two, since the kernel has no update."""
+        return sum(map(len, self._deleted.values())) + sum(map(len, self._added.values()))
+
+    def delete(self, place_: Place, key: bytes) -> None:
+        self._deleted.setdefault(place_, []).append(key)
+
+    def add(self, place_: Place, key: bytes, value: Value) -> None:
+        self._added.setdefault(place_, []).append((key, value))
+
+    def change(self, place_: Place, deleted: list[bytes], added: list[tuple[bytes, Value]]) -> None:
+        """Many at once."""
+        if deleted:
+            self._deleted.setdefault(place_, []).extend(deleted)
+        if added:
+            self._added.setdefault(place_, []).extend(added)
+
+    def move(self, frontend: Frontend, old: Held | None, new: Held | None) -> None:
+        """From what is held to what is wanted, writing only what differs."""
+        if old == new:
+            return
+        before = {(where, key): value for where, key, value in elements(frontend, old)} if old else {}
+        after = {(where, key): value for where, key, value in elements(frontend, new)} if new else {}
+        for (where, key), value in before.items():
+            if (where, key) not in after or after[where, key] != value:
+                self.delete(where, key)
+        for (where, key), value in after.items():
+            if (where, key) not in before or before[where, key] != value:
+                self.add(where, key, value)
+
+    def hairpin(self, family: Family, address: bytes, *, present: bool) -> None:
+        """A local backend appears or disappears."""
+        if present:
+            self.add((family, HAIRPIN), address + address, None)
+        else:
+            self.delete((family, HAIRPIN), address + address)
+
+    def batch(self, generation: int = 0) -> Batch:
+        """Deletions come first: an element that is replaced must be gone before the new one is added."""
+        made = Batch(generation)
+        for (family, name), keys in self._deleted.items():
+            made.delete_elements(TABLE, family.number, name, keys)
+        for (family, name), items in self._added.items():
+            made.add_elements(TABLE, family.number, name, items)
+        return made
+
+
+def differences(kernel: Elements, wanted: Elements) -> tuple[Edits, int]:
+    """The edits from one to the other, and how many elements differ."""
+    edits = Edits()
+    count = 0
+    nothing: dict[bytes, Value] = {}
+    for where in kernel.keys() | wanted.keys():
+        held, target = kernel.get(where, nothing), wanted.get(where, nothing)
+        if held == target:
+            continue
+        changed = [key for key, value in held.items() if key in target and target[key] != value]
+        gone = [key for key in held if key not in target]
+        new = [item for item in target.items() if item[0] not in held]
+        edits.change(where, gone + changed, new + [(key, target[key]) for key in changed])
+        count += len(changed) + len(gone) + len(new)
+    return edits, count
+
+
+def without(found: Elements, frontends: Collection[Frontend]) -> Elements:
+    """The elements that belong to none of these frontends."""
+    if not frontends:
+        return found
+    keys: dict[Place, set[bytes]] = {}
+    for kind, key in frontends:
+        for name in (kind.verdicts, kind.backends, TRAFFIC):
+            if name != TRAFFIC or kind.verdicts == SERVICES:
+                keys.setdefault((kind.family, name), set()).add(key)
+    return {
+        where: {
+            key: value
+            for key, value in items.items()
+            if (key[:-4] if where[1].endswith(BACKENDS) else key) not in keys.get(where, ())
+        }
+        for where, items in found.items()
+    }

@@ -1,0 +1,72 @@
+"""The engine contract: how a node's kernel is made to route services. One contract suite runs over every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol
+
+from ..routes import Delta
+
+
+class EngineError(Exception):
+    """The kernel refused a change, or lacks what an engine needs; the message names the object, the cause and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine needs to know of its node."""
+
+    node: str
+    pod_cidrs: tuple[IPv4Network | IPv6Network, ...]
+    """This node's own pod subnets."""
+    cluster_cidrs: tuple[IPv4Network | IPv6Network, ...]
+    """All pods' addresses: what is not masqueraded among itself."""
+    service_cidrs: tuple[IPv4Network | IPv6Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Kernel counters of one service since it was programmed."""
+
+    service: str
+    connections: int
+    packets: int
+    bytes: int
+
+
+class Engine(Protocol):
+    """Methods block (a kernel transaction takes well below a millisecond per changed element); call them from one thread."""
+
+    name: str
+
+    def start(self) -> None:
+        """Makes the kernel ready (base ruleset) keeping the routes that it holds. Raises EngineError."""
+        ...
+
+    def apply(self, delta: Delta) -> None:
+        """Brings the kernel from the delta's base to its version, all or nothing.
+
+        A snapshot is compared with what the kernel holds, and only the difference is written. Raises EngineError and
+        then holds the version it held before.
+        """
+        ...
+
+    def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
+        """What the kernel holds, read back: (cluster IP, protocol, port, backend address, backend port)."""
+        ...
+
+    def repair(self) -> int:
+        """Compares the kernel with the table last applied and mends what differs; returns how many elements differed."""
+        ...
+
+    async def watch_foreign_changes(self, on_change: Callable[[], None]) -> None:
+        """Calls `on_change` whenever another process has changed what this engine programmed; until cancelled."""
+        ...
+
+    def counters(self) -> list[Counter]: ...
+
+    def close(self, *, keep: bool = True) -> None:
+        """Releases this process's resources; with keep=False also removes everything from the kernel."""
+        ...

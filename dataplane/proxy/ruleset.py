@@ -1,0 +1,254 @@
+"""The structure of the nftables tables: maps, chains and rules as text, applied through libnftables.
+
+What is in here changes with the version of the program and with the node's configuration; what changes with services
+are elements (elements.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import nftables
+
+from kernelet.ext.nft import Batch
+
+from .engine import EngineConfig, EngineError
+
+TABLE = "kernelet"
+MASQUERADE_MARK = 0x4000
+"""The bit that Kubernetes' own proxy uses too: programs which set marks of their own already stay clear of it."""
+INITIAL_CHAINS = 32
+"""Chains for 1 to this many backends are made at start, more when a service needs them."""
+
+SERVICES, BACKENDS = "services", "backends"
+NODEPORTS, NODEPORT_BACKENDS = "nodeports", "nodeport_backends"
+LOCAL = "local_"
+HAIRPIN, TRAFFIC = "hairpin", "traffic"
+REJECT = "reject_new"
+
+_TYPE_INTEGER, _TYPE_IP, _TYPE_IP6, _TYPE_PROTOCOL, _TYPE_SERVICE = 4, 7, 8, 12, 13
+"""nft's datatype numbers (include/datatype.h of nftables)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Family:
+    """What differs between the address families; compared by identity, since hashing fields costs much at scale."""
+
+    name: str
+    """As nft spells it: a table's family and a header's name."""
+    number: int
+    """AF_INET or AF_INET6."""
+    length: int
+    """Bytes of an address."""
+    loopback: str
+
+
+IP = Family("ip", 2, 4, "127.0.0.0/8")
+IP6 = Family("ip6", 10, 16, "::1")
+FAMILIES = (IP, IP6)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """One sort of frontend: where its verdicts and backends are kept, and which chains choose among them."""
+
+    family: Family
+    verdicts: str
+    """Map from a frontend's key to the chain for its number of backends."""
+    backends: str
+    """Map from a frontend's key and a slot to a backend."""
+    chain: str
+    """`<chain><N>` chooses one of N backends."""
+    addressed: bool
+    """The key begins with the destination address (service addresses) or not (node ports)."""
+
+    @property
+    def key(self) -> str:
+        """The frontend's key as an nft expression."""
+        ports = "meta l4proto . th dport"
+        return f"{self.family.name} daddr . {ports}" if self.addressed else ports
+
+
+Chooser = tuple[Kind, int]
+"""The chain that chooses one of so many backends of a kind."""
+
+
+def kinds(family: Family) -> tuple[Kind, Kind, Kind, Kind]:
+    """Services and node ports, for everyone; then both for outside clients under the Local traffic policy."""
+    return (
+        Kind(family, SERVICES, BACKENDS, "lb", True),
+        Kind(family, NODEPORTS, NODEPORT_BACKENDS, "np", False),
+        Kind(family, LOCAL + SERVICES, LOCAL + BACKENDS, "llb", True),
+        Kind(family, LOCAL + NODEPORTS, LOCAL + NODEPORT_BACKENDS, "lnp", False),
+    )
+
+
+KINDS = {family: kinds(family) for family in FAMILIES}
+
+
+def families(config: EngineConfig) -> tuple[Family, ...]:
+    """The families that the node's networks are of; IPv4 where none is configured."""
+    networks = (*config.service_cidrs, *config.cluster_cidrs, *config.pod_cidrs)
+    versions = {network.version for network in networks} or {4}
+    return tuple(family for family, version in ((IP, 4), (IP6, 6)) if version in versions)
+
+
+def chooser(kind: Kind, count: int) -> str:
+    """The chain that sends a new connection to one of `count` backends, picked at random.
+
+    A packet that is on its way while a transaction is committed may see the old number of backends and the new slots.
+    Slot 0 exists as long as there is any backend, so the second rule takes what the first one missed: no connection
+    is lost to a change.
+    """
+    choose = f"meta l4proto {{ tcp, udp, sctp }} dnat {kind.family.name} to {kind.key} . numgen"
+    return (
+        f"  chain {kind.chain}{count} {{\n"
+        f"    {choose} random mod {count} map @{kind.backends}\n"
+        f"    {choose} inc mod 1 map @{kind.backends}\n"
+        f"    goto {REJECT}\n"
+        "  }\n"
+    )
+
+
+def add_backend_maps(batch: Batch, family: Family) -> None:
+    """Makes the maps from a frontend's key and a slot to a backend.
+
+    nft 1.0.6 can declare them (`typeof ... . numgen random mod 2`), but then rejects every later rule that uses such a
+    map ("conflicting protocols specified: tcp vs. th"), since it misreads the type it stored with the map.
+    """
+    address = _TYPE_IP if family is IP else _TYPE_IP6
+    for kind in KINDS[family]:
+        fields = [(address, family.length)] if kind.addressed else []
+        fields += [(_TYPE_PROTOCOL, 4), (_TYPE_SERVICE, 4), (_TYPE_INTEGER, 4)]
+        key_type, key_length = _concatenation(fields)
+        data_type, data_length = _concatenation([(address, family.length), (_TYPE_SERVICE, 4)])
+        batch.add_set(TABLE, family.number, kind.backends, key_type, key_length, data_type, data_length)
+
+
+def _concatenation(fields: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    number = length = 0
+    for type_, size in fields:
+        number, length = number << 6 | type_, length + size
+    return number, length
+
+
+def _sets(family: Family) -> str:
+    """The sets and maps that nft can declare."""
+    address = "ipv4_addr" if family is IP else "ipv6_addr"
+    lines = []
+    for kind in KINDS[family]:
+        key = f"{address} . inet_proto . inet_service" if kind.addressed else "inet_proto . inet_service"
+        lines.append(f"  map {kind.verdicts} {{ type {key} : verdict; }}")
+    lines.append(f"  set {HAIRPIN} {{ type {address} . {address}; }}")
+    lines.append(f"  set {TRAFFIC} {{ type {address} . inet_proto . inet_service; counter; }}")
+    return "\n".join(lines) + "\n"
+
+
+def _prefixes(config: EngineConfig, family: Family) -> tuple[str, str]:
+    """The cluster's and the services' networks of a family as nft sets; "" where there are none."""
+    found = []
+    for networks in (config.cluster_cidrs, config.service_cidrs):
+        texts = [str(network) for network in networks if network.max_prefixlen == family.length * 8]
+        found.append(f"{{ {', '.join(texts)} }}" if texts else "")
+    return found[0], found[1]
+
+
+def _chains(family: Family, config: EngineConfig) -> str:
+    """The fixed chains. All are of type nat, so only the first packet of a connection runs through any of them."""
+    ip = family.name
+    everyone, node, local, local_node = KINDS[family]
+    cluster, services = _prefixes(config, family)
+    outside = f"{ip} saddr != {cluster} " if cluster else ""
+    count = f"{everyone.key} @{TRAFFIC}"
+    mark = f"meta mark set meta mark | {MASQUERADE_MARK:#x}"
+    unmark = f"meta mark set meta mark & {0xFFFFFFFF ^ MASQUERADE_MARK:#x}"
+    # Only IPv4 can leave a host from its loopback address (route_localnet), so only it is open there.
+    loopback = "" if family is IP else f"    {ip} daddr {family.loopback} return\n"
+    unknown = f"    {ip} daddr {services} goto {REJECT}\n" if services else ""
+    return f"""
+  chain {REJECT} {{
+    meta l4proto tcp reject with tcp reset
+    reject
+  }}
+  chain nodeport {{
+{loopback}    {mark}
+    {node.key} vmap @{node.verdicts}
+  }}
+  chain dispatch {{
+    {outside}{mark}
+    {everyone.key} vmap @{everyone.verdicts}
+    fib daddr type local jump nodeport
+{unknown}    {unmark}
+  }}
+  chain outside {{
+    {local.key} vmap @{local.verdicts}
+    fib daddr type local {local_node.key} vmap @{local_node.verdicts}
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname != "lo" {ip} daddr {family.loopback} drop
+    {count}
+    {outside}jump outside
+    jump dispatch
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    {count}
+    jump dispatch
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    meta mark & {MASQUERADE_MARK:#x} != 0 {unmark} masquerade fully-random
+    {ip} saddr . {ip} daddr @{HAIRPIN} masquerade fully-random
+  }}
+"""
+
+
+def base_text(family: Family, config: EngineConfig, choosers: Collection[Chooser]) -> str:
+    """Replaces all rules of the table in one transaction and keeps its elements.
+
+    The backend maps must exist, and every chooser that elements point to must be among `choosers`.
+    """
+    table = f"table {family.name} {TABLE}"
+    chosen = "".join(chooser(kind, count) for kind, count in sorted(choosers, key=_by_name))
+    return f"flush {table}\n{table} {{{_chains(family, config)}{chosen}}}\n"
+
+
+def choosers_text(wanted: Iterable[Chooser]) -> str:
+    """Adds chains to tables that exist."""
+    return "".join(
+        f"table {kind.family.name} {TABLE} {{\n{chooser(kind, count)}}}\n"
+        for kind, count in sorted(wanted, key=_by_name)
+    )
+
+
+def _by_name(item: Chooser) -> tuple[int, str, int]:
+    return item[0].family.number, item[0].chain, item[1]
+
+
+class Nft:
+    """libnftables in the network namespace the calling thread is in when this is made."""
+
+    def __init__(self) -> None:
+        self._nft = nftables.Nftables()
+
+    def run(self, text: str, purpose: str) -> None:
+        """Runs commands as one transaction. Raises EngineError with nft's words."""
+        code, _, error = self._nft.cmd(text)
+        if code:
+            raise EngineError(
+                f"cannot {purpose}: nft says: {error.strip()}; check that nf_tables and nf_nat are available and "
+                "that the process has CAP_NET_ADMIN in its network namespace"
+            )
+
+    def add_tables(self, which: Iterable[Family]) -> None:
+        """Makes the tables with the sets that nft can declare, where they do not exist. Raises EngineError."""
+        text = "".join(f"table {family.name} {TABLE} {{\n{_sets(family)}}}\n" for family in which)
+        self.run(text, f"make the nftables table {TABLE}")
+
+    def delete_tables(self, which: Iterable[Family]) -> None:
+        """Removes the tables with all they hold; a missing one is well. Raises EngineError."""
+        # nft before 1.0.7 has no `destroy`: adding first makes the deletion succeed always.
+        text = "".join(f"add table {f.name} {TABLE}\ndelete table {f.name} {TABLE}\n" for f in which)
+        self.run(text, f"delete the nftables table {TABLE}")

@@ -1,0 +1,5 @@
+class _Lib:
+    @staticmethod
+    def kl_enter_netns(fd: int) -> int: ...
+
+lib: _Lib
