@@ -84,6 +84,8 @@ async def wait_nodes_ready(paths: ClusterPaths, names: set[str], deadline: float
 
     try:
         async with asyncio.timeout(deadline), Client(config) as client:
+            # Sooner than a client that tries again and again with growing pauses.
+            await file_appears(paths.registry_socket)
             informer = Informer(client, Node)
             informer.subscribe(lambda change: note(change.new))
             task = asyncio.create_task(informer.run())
@@ -96,6 +98,14 @@ async def wait_nodes_ready(paths: ClusterPaths, names: set[str], deadline: float
         raise ClusterError(
             f"cluster {paths.name}: not Ready after {deadline:.0f} s: {', '.join(sorted(missing))}; see {paths.logs}"
         ) from None
+
+
+async def file_appears(path: Path) -> None:
+    """Returns once another process has made the file; bound it by asyncio.timeout."""
+    while True:
+        if path.exists():
+            return
+        await asyncio.sleep(0.005)
 
 
 def is_ready(node: Node) -> bool:
@@ -139,7 +149,7 @@ async def start_node(name: str, node: str) -> None:
     await wait_nodes_ready(paths, {node})
 
 
-async def delete(name: str, say: Say) -> None:
+async def delete(name: str, say: Say, *, keep_dockerd: bool = False) -> None:
     """Removes everything of a cluster, running or not; with the last one goes the dockerd started for it."""
     paths = ClusterPaths(name)
     say("stopping its processes")
@@ -154,7 +164,7 @@ async def delete(name: str, say: Say) -> None:
         if folder.exists():
             shutil.rmtree(folder)
     remove_cgroups(f"{name}.")
-    if not existing_clusters():
+    if not existing_clusters() and not keep_dockerd:
         say("stopping dockerd")
         await stop_dockerd(DOCKER_DATA)
         with suppress(OSError):

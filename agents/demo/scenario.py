@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from importlib import resources
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from kernelet.agents.cluster.build import kernelet_command
 from kernelet.agents.cluster.paths import ClusterPaths
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
+from kernelet.dataplane.proxy import EngineConfig, create_engine
+from kernelet.ext import netns
 
 from .checks import Checks
 from .traffic import NAMESPACE, Load, get_from_netns, get_from_pod, in_pod, steady_load
@@ -70,8 +74,8 @@ class Scenario:
         address = service.spec.clusterIP if service.spec else None
         await self._from_another_node(f"http://{address}/")
         node = self._nodes[0]
-        netns = topology.netns_path(topology.node_netns(self._cluster, node))
-        answer = await get_from_netns(netns, f"http://{address}/")
+        where = topology.netns_path(topology.node_netns(self._cluster, node))
+        answer = await get_from_netns(where, f"http://{address}/")
         self._checks.add("ClusterIP from a node", answer.get("status") == 200, f"{node} -> {address}: {answer}")
         outside = topology.netns_path(topology.control_netns(self._cluster))
         for number, name in enumerate(self._nodes, 1):
@@ -96,6 +100,12 @@ class Scenario:
         lost = [pod for pod in self._pods.items() if pod.spec and pod.spec.nodeName == victim]
         addresses = {pod.status.podIP for pod in lost if pod.status and pod.status.podIP}
         others = [name for name in self._nodes if name != victim]
+        routed = await asyncio.to_thread(kernel_backends, self._cluster, others[0])
+        self._checks.add(
+            f"kernels route to {victim} before",
+            addresses <= routed,
+            f"{len(addresses & routed)} of its addresses are in the kernel of {others[0]}",
+        )
         async with steady_load(self._client, "web", 80) as load:
             await asyncio.sleep(2)  # what is measured needs a steady state before it
             began = self._checks.elapsed()
@@ -130,9 +140,8 @@ class Scenario:
     async def _until_kernels_forget(self, nodes: list[str], addresses: set[str]) -> None:
         async with asyncio.timeout(60):
             for node in nodes:
-                netns = topology.netns_path(topology.node_netns(self._cluster, node))
                 while True:
-                    if not addresses & await _kernel_words(netns):
+                    if not addresses & await asyncio.to_thread(kernel_backends, self._cluster, node):
                         break
                     await asyncio.sleep(0.05)  # the kernel is asked as a bystander would: there is nothing to await
 
@@ -236,10 +245,22 @@ async def _output(*argv: str) -> str:
     return output.decode()
 
 
-async def _kernel_words(netns: str) -> set[str]:
-    """Every word of the node's service table as its kernel holds it: addresses of backends are among them."""
-    text = await _output("nsenter", f"--net={netns}", "--", "nft", "list", "table", "ip", "kernelet")
-    return set(text.replace(",", " ").split())
+def kernel_backends(cluster: str, node: str) -> set[str]:
+    """The addresses that a node's kernel sends new connections to, read back from it."""
+    config = EngineConfig(node, (), (), ())
+
+    def read() -> set[str]:
+        engine = create_engine("nftables", config)
+        try:
+            return {str(IPv4Address(backend)) for _, _, _, backend, _ in engine.restore() if len(backend) == 4}
+        finally:
+            engine.close()
+
+    fd = os.open(topology.netns_path(topology.node_netns(cluster, node)), os.O_RDONLY)
+    try:
+        return netns.run_in(fd, read)
+    finally:
+        os.close(fd)
 
 
 async def _pod_links(cluster: str, node: str) -> int:

@@ -68,6 +68,7 @@ class DockerRuntime:
         self._streams = EngineStreams(config.socket)
         self._client: docker.APIClient | None = None
         self._known: dict[str, ContainerStatus] = {}
+        self._listed_at = time.time()
         self._min_oom_score = lowest_oom_score_adj()
 
     async def close(self) -> None:
@@ -113,6 +114,7 @@ class DockerRuntime:
 
     async def list(self, labels: Mapping[str, str]) -> list[ContainerStatus]:
         filters = {"label": [f"{key}={value}" for key, value in labels.items()]}
+        self._listed_at = time.time()
         rows = await self._call("containers", lambda api: api.containers(all=True, filters=filters))
         found: dict[str, ContainerStatus] = {}
         for row in rows:
@@ -286,7 +288,8 @@ class DockerRuntime:
             "event": list(_STATE_EVENTS),
             "label": [f"{key}={value}" for key, value in labels.items()],
         }
-        async with aclosing(self._streams.events(filters)) as events:
+        # From the last list on, so that nothing is missed between that and this.
+        async with aclosing(self._streams.events(filters, since=self._listed_at)) as events:
             async for event in events:
                 container_id = str(event.get("id") or event["Actor"]["ID"])
                 self._known.pop(container_id, None)

@@ -108,9 +108,9 @@ class EngineStreams:
         except (aiohttp.ClientError, OSError) as error:
             raise self.unreachable(error) from error
 
-    async def events(self, filters: Mapping[str, Sequence[str]]) -> AsyncGenerator[dict[str, Any], None]:
-        """Docker's events as they happen. Raises RuntimeUnreachable when the stream ends."""
-        params = {"filters": json.dumps({key: list(value) for key, value in filters.items()})}
+    async def events(self, filters: Mapping[str, Sequence[str]], since: float) -> AsyncGenerator[dict[str, Any], None]:
+        """Docker's events from `since` (Unix time) on. Raises RuntimeUnreachable when the stream ends."""
+        params = {"filters": json.dumps({key: list(value) for key, value in filters.items()}), "since": f"{since:.9f}"}
         async with self.request("GET", "/events", "events", params) as response:
             async for line in response.content:
                 if line.strip():

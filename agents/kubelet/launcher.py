@@ -26,6 +26,7 @@ from .volumes import VolumeError, mounts_of
 log = logging.getLogger(__name__)
 
 _HOOK_SECONDS = 60.0
+_SHOWN_SECONDS = 1.0
 _MESSAGE_PATH = "/dev/termination-log"
 _MESSAGE_LIMIT = 4096
 
@@ -54,7 +55,10 @@ class Launcher:
         """Starts the next attempt. Returns the seconds until another try makes sense; None when it started."""
         begun = time.monotonic()
         if not await self._image(slot, ground.pod):
-            return slot.pull.remaining(time.monotonic())
+            remaining = slot.pull.remaining(time.monotonic())
+            # ErrImagePull is shown for a moment, then it is ImagePullBackOff.
+            fresh = slot.view.waiting is not None and slot.view.waiting.reason == "ErrImagePull"
+            return min(remaining, _SHOWN_SECONDS) if fresh else remaining
         self._kit.metrics.phases.labels("image").observe(time.monotonic() - begun)
         try:
             spec_env = await self._env(slot, ground)
@@ -81,6 +85,7 @@ class Launcher:
         kit.recorder.event(pod, NORMAL, "Created", f"Created container {name}")
         await self._drop_previous(slot)
         slot.starting = container_id
+        begun = time.monotonic()
         try:
             await kit.runtime.start(container_id)
         except RuntimeUnreachable:

@@ -147,8 +147,19 @@ class Runtime(Protocol):
     async def close(self) -> None: ...
 
 
+class PodAddresses(Protocol):
+    """What a pod got from the network; a network may return any object of this shape."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+    @property
+    def gateway(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PodNetworkStatus:
+    """PodAddresses as plain data."""
+
     addresses: tuple[str, ...]
     gateway: str
 
@@ -157,8 +168,8 @@ class PodNetwork(Protocol):
     """Wires a pod's network namespace. Idempotent: `attach` of an attached pod returns what it has."""
 
     async def start(self) -> None: ...
-    async def attach(self, pod_id: str, pid: int) -> PodNetworkStatus:
-        """Gives the network namespace of process `pid` an address and the way out. Raises PodNetworkError."""
+    async def attach(self, pod_id: str, pid: int) -> PodAddresses:
+        """Gives the network namespace of process `pid` an address and the way out. What it raises becomes an Event."""
         ...
 
     async def detach(self, pod_id: str) -> None:

@@ -108,8 +108,11 @@ class PodWorker:
 
     def update(self, pod: Pod) -> None:
         """The pod changed in the API."""
+        old, new = pods.meta(self._pod), pods.meta(pod)
+        if (old.labels, old.annotations) != (new.labels, new.annotations):
+            # downwardAPI volumes show them.
+            self._stale = True
         self._pod = pod
-        self._stale = True
         by_name = {one.name: one for one in [*(pods.spec(pod).initContainers or []), *pods.spec(pod).containers]}
         for slot in self._slots:
             slot.view.container = by_name.get(slot.container.name, slot.container)
@@ -210,7 +213,11 @@ class PodWorker:
             await self._kit.runtime.remove(self._useless.pop().id)
         while self._dirty:
             container_id = self._dirty.pop()
-            found = await self._kit.runtime.inspect(container_id)
+            try:
+                found = await self._kit.runtime.inspect(container_id)
+            except BaseException:
+                self._dirty.add(container_id)
+                raise
             if container_id == self._sandbox.id:
                 self._sandbox.observe(found)
                 continue
@@ -241,11 +248,13 @@ class PodWorker:
             self._stale = True
         if self._stale:
             self._stale = False
+            begun = time.monotonic()
             try:
                 facts, addresses = self._kit.facts, self._sandbox.addresses
                 token = self._kit.config.token_source
                 context = PayloadContext(self._pod, facts, addresses, self._objects, token)
                 self._volumes = await self._kit.volumes.prepare(context)
+                self._kit.metrics.phases.labels("volumes").observe(time.monotonic() - begun)
             except BaseException:
                 self._stale = True
                 raise
@@ -403,6 +412,9 @@ class PodWorker:
         view = self._view
         status = pod_status(self._pod, view, format_seconds(now()), self._last)
         if self._last is None or status["phase"] != self._last["phase"]:
-            log.info("pod %s phase=%s after=%.3fs", pods.key(self._pod), status["phase"], time.monotonic() - self.begun)
+            age = time.monotonic() - self.begun
+            log.info("pod %s phase=%s after=%.3fs", pods.key(self._pod), status["phase"], age)
+            if self._last is not None and status["phase"] == "Running":
+                self._kit.metrics.phases.labels("running").observe(age)
         self._last = status
         self._kit.writer.put(self._pod, status)

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 JSON = dict[str, Any]
 _WRITERS = 4
+_OWN_FIELDS = (
+    "phase", "reason", "message", "conditions", "hostIP", "hostIPs", "podIP", "podIPs", "startTime", "qosClass",
+    "containerStatuses", "initContainerStatuses", "observedGeneration",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -47,7 +51,8 @@ class StatusWriter:
         uid = pods.uid(pod)
         entry = self._entries.get(uid)
         if entry is None:
-            known = plain(msgspec.to_builtins(pods.status(pod)))
+            held = plain(msgspec.to_builtins(pods.status(pod)))
+            known = {key: value for key, value in held.items() if key in _OWN_FIELDS}
             entry = self._entries[uid] = _Entry(pod, status, known, set(known))
         entry.pod, entry.wanted = pod, status
         if plain(status) == entry.written:

@@ -66,7 +66,7 @@ def _by_name(named: tuple[str, ...], literals: tuple[str, ...]) -> Manifest:
         if any("=" not in literal for literal in literals):
             raise click.UsageError("--from-literal takes KEY=VALUE")
         obj["data"] = dict(literal.split("=", 1) for literal in literals)
-    return Manifest(kind, obj, f"{kind.singular} {named[1]}")
+    return Manifest(kind, obj, "")
 
 
 async def _create(

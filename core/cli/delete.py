@@ -16,6 +16,7 @@ from . import output as out
 from .complete import complete_target
 from .failures import CliError, explain, raise_all, reported
 from .files import file_options, in_namespace, load
+from .logs import duration
 from .settings import Settings, cluster_options, pass_settings
 from .targets import parse_targets, reference
 
@@ -58,7 +59,7 @@ class How:
 @click.option("--field-selector", "fields", default="", metavar="FIELDS", help="Those with fields.")
 @click.option("--all", "every", is_flag=True, help="All of the type in the namespace.")
 @click.option("--wait/--no-wait", "wait", default=True, help="Return when the objects are gone (default).")
-@click.option("--timeout", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Longest wait; 0: none.")
+@click.option("--timeout", type=duration, default=0.0, metavar="DURATION", help="Longest wait; 0: none.")
 @click.option("--grace-period", type=click.IntRange(min=0), default=None, metavar="SECONDS", help="Time to stop in.")
 @click.option("--now", is_flag=True, help="One second to stop in.")
 @click.option("--force", is_flag=True, help="Remove from the API at once, not waiting for the node.")

@@ -21,21 +21,16 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class Duration(click.ParamType[float]):
-    """`90`, `90s`, `1h30m`: seconds as a float."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        text = str(value).strip()
-        if text.isascii() and text.isdigit():
-            return float(text)
+def duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `1h30m`: a type of options. Raises click.BadParameter."""
+    text = str(text).strip()
+    try:
+        return float(text)
+    except ValueError:
         parts = _DURATION.findall(text)
-        if not parts or "".join(number + unit for number, unit in parts) != text:
-            self.fail(f"{text!r} is not a duration; write 90s, 5m or 1h30m", param, ctx)
-        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise click.BadParameter(f"{text!r} is not a duration; write 90s, 5m or 1h30m")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 @click.command("logs")
@@ -45,7 +40,7 @@ class Duration(click.ParamType[float]):
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
 @click.option("-p", "--previous", is_flag=True, help="Of the instance before the last restart.")
 @click.option("--tail", type=click.IntRange(min=-1), default=-1, metavar="LINES", help="The last lines only; -1: all.")
-@click.option("--since", type=Duration(), default=0.0, metavar="DURATION", help="Not older: 30s, 5m, 1h.")
+@click.option("--since", type=duration, default=0.0, metavar="DURATION", help="Not older: 30s, 5m, 1h.")
 @click.option("--limit-bytes", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Not more; 0: all.")
 @click.option("--timestamps", is_flag=True, help="Each line with its time.")
 @cluster_options()

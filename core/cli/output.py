@@ -33,9 +33,16 @@ def to_json(value: Any) -> str:
 
 
 def ordered(obj: JSON) -> JSON:
-    """An object as a person expects it: apiVersion, kind, metadata, then the rest."""
-    first = {key: obj[key] for key in ("apiVersion", "kind", "metadata") if key in obj}
-    return first | {key: value for key, value in obj.items() if key not in first}
+    """An object as a person expects it: apiVersion, kind, metadata with name and namespace, then the rest."""
+    found = _first(obj, ("apiVersion", "kind", "metadata"))
+    if isinstance(found.get("metadata"), dict):
+        found["metadata"] = _first(found["metadata"], ("name", "namespace", "labels", "annotations"))
+    return found
+
+
+def _first(obj: JSON, keys: Sequence[str]) -> JSON:
+    """The same members, those named first."""
+    return {key: obj[key] for key in keys if key in obj} | obj
 
 
 def print_objects(objects: Sequence[JSON], output: str, *, single: bool) -> None:

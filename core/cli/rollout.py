@@ -17,7 +17,7 @@ from . import output as out
 from . import yamlio
 from .complete import complete_target
 from .failures import CliError
-from .logs import Duration
+from .logs import duration
 from .settings import Settings, cluster_options, pass_settings
 from .targets import Target, parse_named
 
@@ -54,7 +54,7 @@ def command() -> None:
 @command.command("status")
 @_argument
 @click.option("-w/ ", "--watch/--no-watch", "watch", default=True, help="Wait until it is done (default).")
-@click.option("--timeout", type=Duration(), default=0.0, metavar="DURATION", help="Longest wait; 0: none.")
+@click.option("--timeout", type=duration, default=0.0, metavar="DURATION", help="Longest wait; 0: none.")
 @cluster_options()
 @pass_settings
 def status(settings: Settings, arguments: tuple[str, ...], watch: bool, timeout: float) -> None:

@@ -16,6 +16,7 @@ from kernelet.core.api.table import node_status
 from kernelet.core.api.table_pods import pod_status
 
 from . import output as out
+from . import yamlio
 from .settings import Settings, cluster_options, pass_settings
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def command(settings: Settings, output: str | None) -> None:
     """Show the health of the control plane, nodes and pods; exit status 1 where something is not well."""
     found = settings.run(lambda client: _gather(client, settings))
     if output:
-        click.echo(out.to_json(found) if output == "json" else out.yamlio.dump(found), nl=output == "json")
+        click.echo(out.to_json(found) if output == "json" else yamlio.dump(found), nl=output == "json")
     else:
         click.echo(render(found))
     if found["problems"]:

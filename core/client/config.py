@@ -20,6 +20,8 @@ class ClientConfig:
     user_agent: str = "kernelet"
     timeout: float = 15.0
     """Seconds a call may take, retries included, where the call itself states no other deadline."""
+    keepalive: float = 10.0
+    """Seconds of silence after which the server is asked whether it is there. Half as long it may take to answer."""
     server_name: str = ""
     """The name to expect in the server's certificate where it is not the address's host: always
     `kernelet-apiserver` on a unix socket."""

@@ -140,7 +140,6 @@ class Informer(Generic[T]):
                 self.revision = 0
                 cause = "the server does not know the revision"
             except (ServiceUnavailable, TooManyRequests) as error:
-                self.revision = 0
                 cause = str(error)
             except (Expired, Timeout) as error:
                 # Too old for the server, or, Timeout, so new that its store must have been put back to an older state.

@@ -124,9 +124,9 @@ class EndpointSliceController:
 
     async def _write(self, service: Service, todo: Plan, labels: dict[str, str]) -> None:
         """Updates first: they hold the endpoints that left."""
-        await bounded(self._update(service, entry, endpoints, labels) for entry, endpoints in todo.update)
-        await bounded(self._create(service, group, endpoints, labels) for group, endpoints in todo.create)
-        await bounded(self._delete(entry) for entry in todo.delete)
+        await bounded(lambda each: self._update(service, *each, labels), todo.update)
+        await bounded(lambda each: self._create(service, *each, labels), todo.create)
+        await bounded(self._delete, todo.delete)
 
     async def _update(
         self, service: Service, entry: EndpointSlice, endpoints: list[Endpoint], labels: dict[str, str]

@@ -142,7 +142,7 @@ class GarbageCollector:
         await self._remove_finalizer(facts, FOREGROUND)
 
     async def _orphan(self, facts: Facts) -> None:
-        await bounded(self._cut_loose(other, facts.uid) for other in self._graph.dependents(facts.uid))
+        await bounded(lambda other: self._cut_loose(other, facts.uid), self._graph.dependents(facts.uid))
         await self._remove_finalizer(facts, ORPHAN)
 
     async def _cut_loose(self, dependent: Facts, owner: str) -> None:

@@ -104,7 +104,7 @@ class NamespaceController:
         for obj in listed:
             if obj["metadata"].get("deletionTimestamp"):
                 _count(remains, kind, obj)
-        await bounded(delete(obj) for obj in listed if not obj["metadata"].get("deletionTimestamp"))
+        await bounded(delete, [obj for obj in listed if not obj["metadata"].get("deletionTimestamp")])
 
     async def _finalize(self, name: str, uid: str) -> None:
         kind = KINDS.by_kind("v1", "Namespace")

@@ -204,7 +204,8 @@ class NodeLifecycleController:
         if judged.status is not None and ready_status(node) != ready_status(judged):
             await self._write_conditions(node, judged.status.conditions or [])
         if evicts and ready_status(judged) in ("False", "Unknown"):
-            await bounded(self._unready(pod) for pod in self._pods.by_index("node", key[1]) if pod_facts.ready(pod))
+            pods = [pod for pod in self._pods.by_index("node", key[1]) if pod_facts.ready(pod)]
+            await bounded(self._unready, pods)
 
     def _judged(self, node: Node, moment: datetime) -> Node:
         """The node as it should say of itself: all Unknown once it is silent."""

@@ -18,7 +18,7 @@ from kernelet.core.client.informer import Change
 from kernelet.core.controllers.access import Key, created, deleting, key_of, name_of, namespace_of, now, to_json, uid_of
 from kernelet.core.controllers.informers import Informers
 from kernelet.core.controllers.pods import finished, node_name
-from kernelet.core.controllers.runtime import Controller, bounded
+from kernelet.core.controllers.runtime import Controller
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class PodGCController:
         self._threshold = threshold
         self._quarantine = quarantine
         self._missing: dict[str, float] = {}
+        self._surplus: set[str] = set()
         self.controller = Controller("podgc", self.reconcile, 4)
         self._pods.subscribe(self._pod_changed)
         self._nodes.subscribe(self._node_changed)
@@ -64,9 +65,12 @@ class PodGCController:
             self.controller.enqueue(key_of(pod))
 
     async def reconcile(self, key: Key) -> None:
-        """One pod that may be an orphan."""
+        """One pod that may be an orphan or one too many."""
         pod = self._pods.get(*key)
         if pod is None:
+            return
+        if uid_of(pod) in self._surplus:
+            await self._remove(pod, f"more than {self._threshold} finished pods", fail=False)
             return
         node = node_name(pod)
         if not node:
@@ -107,7 +111,7 @@ class PodGCController:
         while self._threshold:
             done = sorted((pod for pod in self._pods.items() if finished(pod) and not deleting(pod)), key=created)
             surplus = done[: max(len(done) - self._threshold, 0)]
-            await bounded(
-                self._remove(pod, f"more than {self._threshold} finished pods", fail=False) for pod in surplus
-            )
+            self._surplus = {uid_of(pod) for pod in surplus}
+            for pod in surplus:
+                self.controller.enqueue(key_of(pod))
             await asyncio.sleep(PERIOD)

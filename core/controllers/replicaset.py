@@ -179,7 +179,7 @@ class ReplicaController(Generic[R]):
                 raise
             self._recorder.event(owner, "Normal", "SuccessfulDelete", f"Deleted pod: {name_of(pod)}")
 
-        await bounded(delete(pod) for pod in pods)
+        await bounded(delete, pods)
 
     def _related(self, owner: R) -> list[Pod]:
         """The pods of every owner of this kind under the same controller (the old and new sets of a deployment)."""

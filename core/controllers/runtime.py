@@ -12,10 +12,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from kernelet.core.api.errors import ApiError, Conflict, ServiceUnavailable
 from kernelet.core.client.workqueue import WorkQueue
 from kernelet.core.controllers.access import Key
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -151,15 +154,15 @@ class SlowStartError(Exception):
         self.first = first
 
 
-async def bounded(actions: Iterable[Awaitable[None]], limit: int = 32) -> None:
-    """Awaits all, at most `limit` at once; raises the first error after all have ended."""
+async def bounded(action: Callable[[T], Awaitable[None]], items: Iterable[T], limit: int = 32) -> None:
+    """Runs `action(item)` for all, at most `limit` at once; raises the first error after all have ended."""
     gate = asyncio.Semaphore(limit)
 
-    async def run(action: Awaitable[None]) -> None:
+    async def run(item: T) -> None:
         async with gate:
-            await action
+            await action(item)
 
-    results = await asyncio.gather(*(run(action) for action in actions), return_exceptions=True)
+    results = await asyncio.gather(*(run(item) for item in items), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result

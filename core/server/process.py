@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -92,6 +92,15 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Ports:
+    """The TCP ports in use; of HTTPS, the one of --port."""
+
+    https: int
+    grpc: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Identity:
     """The cluster's CA, and the server's own certificate."""
 
@@ -123,23 +132,22 @@ async def serve(options: Options) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with running(options) as ports:
-        log.info("ready", extra={**ports, "seconds": f"{time.monotonic() - started:.2f}"})
+    async with running(options) as listening:
+        log.info("ready", extra={**listening, "seconds": f"{time.monotonic() - started:.2f}"})
         await stopping.wait()
         log.info("stopping")
     log.info("stopped")
 
 
 @asynccontextmanager
-async def running(options: Options) -> AsyncIterator[dict[str, object]]:
-    """The whole server; yields the ports it listens on."""
+async def running(options: Options) -> AsyncIterator[dict[str, str]]:
+    """The whole server; yields the addresses it listens on."""
     async with AsyncExitStack() as stack:
         sockets = [listen(options.bind, options.port), *map(inherit, options.listen_fds)]
         for listener in sockets:
             stack.callback(listener.close)
         port = int(sockets[0].getsockname()[1])
         identity = await asyncio.to_thread(make_identity, options)
-        write_kubeconfigs(options, identity, port)
         tokens = Tokens(identity.pki.folder)
         store = await open_store(options.store_url)
         stack.push_async_callback(store.close)
@@ -151,10 +159,12 @@ async def running(options: Options) -> AsyncIterator[dict[str, object]]:
         await rest.start(sockets)
         stack.push_async_callback(rest.stop)
         grpc_face = GrpcFace(registry, _grpc_tls(identity), tokens.authenticate, nodes, identity.pki)
-        listening = _listen_grpc(grpc_face, options)
+        ports = _listen_grpc(grpc_face, options, port)
         await grpc_face.start()
-        stack.push_async_callback(grpc_face.stop)
-        yield {"https": f"{options.bind}:{port}", **listening, "store": options.store_url.split("?")[0]}
+        # Watches never end by themselves: whatever takes longer than this is one.
+        stack.push_async_callback(grpc_face.stop, 0.5)
+        await asyncio.to_thread(write_kubeconfigs, options, identity, ports)
+        yield {name: f"{_bracketed(options.bind)}:{number}" for name, number in asdict(ports).items()}
 
 
 def _grpc_tls(identity: Identity) -> Tls:
@@ -162,23 +172,20 @@ def _grpc_tls(identity: Identity) -> Tls:
     return Tls(identity.pki.ca_pem, cert, key)
 
 
-def _listen_grpc(face: GrpcFace, options: Options) -> dict[str, object]:
-    """The listeners of the gRPC face, by the name the log calls them. Raises ListenError."""
+def _listen_grpc(face: GrpcFace, options: Options, https: int) -> Ports:
+    """Opens the listeners of the gRPC face. Raises ListenError."""
     host = _bracketed(options.bind)
     try:
-        listening: dict[str, object] = {
-            "grpc": f"{host}:{face.listen(f'{host}:{options.grpc_port}')}",
-            "tokens": f"{host}:{face.listen(f'{host}:{options.token_port}', client_certificate=False)}",
-        }
+        grpc = face.listen(f"{host}:{options.grpc_port}")
+        tokens = face.listen(f"{host}:{options.token_port}", client_certificate=False)
         if options.unix_socket:
             Path(options.unix_socket).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             face.listen(f"unix://{options.unix_socket}")
-            listening["socket"] = options.unix_socket
     except RuntimeError as error:
         raise ListenError(f"cannot listen for gRPC: {error}; stop what uses the address or choose another") from error
     except OSError as error:
         raise ListenError(f"--unix-socket {options.unix_socket}: {error.strerror or error}") from error
-    return listening
+    return Ports(https, grpc, tokens)
 
 
 def make_identity(options: Options) -> Identity:
@@ -195,15 +202,12 @@ def make_identity(options: Options) -> Identity:
     return Identity(pki, server, pki.issue("apiserver-kubelet-client", "kernelet-apiserver", ["system:masters"]))
 
 
-def write_kubeconfigs(options: Options, identity: Identity, port: int) -> None:
+def write_kubeconfigs(options: Options, identity: Identity, ports: Ports) -> None:
     """admin.kubeconfig and controllers.kubeconfig. Raises PkiError, KubeconfigError."""
     pki = identity.pki
-    url = options.public_url or f"https://{_bracketed(options.advertise_address)}:{port}"
-    grpc = (
-        f"unix://{options.unix_socket}"
-        if options.unix_socket
-        else f"{_bracketed(options.advertise_address)}:{options.grpc_port}"
-    )
+    host = _bracketed(options.advertise_address)
+    url = options.public_url or f"https://{host}:{ports.https}"
+    grpc = f"unix://{options.unix_socket}" if options.unix_socket else f"{host}:{ports.grpc}"
     admin = pki.issue("admin", "kubernetes-admin", ["system:masters"])
     # The routes feed is served with this certificate as well, hence the names.
     names = list(dict.fromkeys(["kernelet-routes", "localhost", "127.0.0.1", options.advertise_address]))

@@ -8,6 +8,7 @@ newest revision.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..api.errors import JSON, BadRequest, MethodNotAllowed, NotFound
 from ..api.kinds import KINDS
 from ..security.authz import Authorizer
 from ..security.users import User
-from ..store import Store
+from ..store import Store, StoreUnavailable
 from . import bootstrap, subresources
 from .allocators import AddressPool, Allocator, PortPool
 from .deletion import Deleter
@@ -33,7 +34,10 @@ from .watchcache import Feed
 from .watches import stream
 from .writes import Change, Writer, check_fields
 
+log = logging.getLogger(__name__)
+
 DELETE_CONCURRENCY = 16
+START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class Registry:
         await self.feed.load()
         self._start(self.feed.follow(), "watch cache")
         try:
-            await self.feed.wait_until(await self._store.revision(), seconds=30.0)
+            newest = await self._store.revision()
+            if not await self.feed.wait_until(newest, START_SECONDS):
+                raise StoreUnavailable(f"the store's changes up to revision {newest} did not arrive: is it overloaded?")
             await self._repair.run()
             if self.config.bootstrap:
                 await bootstrap.ensure(self, self.config)
@@ -102,7 +108,9 @@ class Registry:
         return self.feed.following and all(not task.done() for task in self._tasks)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.add(asyncio.create_task(work, name=name))
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_report_failure)
+        self._tasks.add(task)
 
     def _authorize(self, user: User, verb: str, ref: Ref, name: str = "") -> None:
         kind = ref.kind
@@ -244,6 +252,11 @@ class Registry:
         )
         status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
         return Written(codec.encode(status), 0, created=True)
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("task %s failed; the server is not ready any more", task.get_name(), exc_info=task.exception())
 
 
 def _need_name(ref: Ref) -> None:

@@ -154,13 +154,15 @@ class Feed:
         """Fills the cache from the store. Raises StoreUnavailable."""
         newest = await self._store.revision()
         start = max(1, newest - REPLAYED_REVISIONS)
-        if newest > 0:
+        try:
+            await self._load_at(start)
+        except Compacted as error:
             try:
-                await self._load_at(start)
-                return
-            except (Compacted, FutureRevision):
-                log.debug("no snapshot at revision %d, loading the newest", start)
-        await self._load_at(0)
+                await self._load_at(error.oldest)
+            except Compacted:
+                await self._load_at(0)  # compacted again meanwhile
+        except FutureRevision:
+            await self._load_at(0)  # an empty store
 
     async def _load_at(self, revision: int) -> None:
         items: list[KeyValue] = []

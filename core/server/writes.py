@@ -160,10 +160,7 @@ class Writer:
         if not ref.namespace:
             raise BadRequest(f"an empty namespace may not be set during creation of {ref.kind.plural}")
         space = Ref(KINDS.by_kind("v1", "Namespace"), "", ref.namespace)
-        entry = self._feed.collection(space.kind.storage_prefix).get(space.key)
-        if entry is None:
-            entry = await self.current(space)
-        found = entry.view
+        found = (await self.current(space)).view
         if found["metadata"].get("deletionTimestamp") or (found.get("status") or {}).get("phase") == "Terminating":
             name = meta.get("name") or meta.get("generateName", "")
             raise Forbidden(

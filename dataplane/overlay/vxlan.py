@@ -18,28 +18,33 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ..routes import Peer
 from .backend import Attachment, OverlayConfig, OverlayError
+from .events import RTM_DELADDR, RTM_NEWADDR, KernelEvents, Notice
 
 log = logging.getLogger(__name__)
 
 DEVICE = "klvx0"
 OVERHEAD = 50
 """Bytes of outer Ethernet, IPv4, UDP and VXLAN headers."""
-_BRIDGE_FAMILY = 7
 _IPV4 = 2
 _MAIN_TABLE = 254
 _NUD_PERMANENT = 0x80
 _NTF_SELF = 0x02
-_GROUPS = rtnl.RTMGRP_LINK | rtnl.RTMGRP_NEIGH | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_IPV4_IFADDR
+_GONE = (2, 3, 19)  # ENOENT, ESRCH, ENODEV
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+
+T = TypeVar("T")
 
 
 def vtep_mac(address: IPv4Address) -> str:
@@ -60,7 +65,10 @@ class Vxlan:
         self._gateway = str(config.pod_cidr.network_address + 1)
         self._ipr: AsyncIPRoute | None = None
         self._index = 0
+        self._underlay_index = 0
+        self._mtu = 0
         self._peers: dict[str, Peer] = {}
+        self._prefixes: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
 
     @property
@@ -70,11 +78,30 @@ class Vxlan:
 
     async def start(self) -> Attachment:
         """Ensures device and address. Raises OverlayError where no link has the node's address or VXLAN is missing."""
-        if self._ipr is None:
-            self._ipr = await AsyncIPRoute().__aenter__()
-        async with self._lock:
-            await self._ensure_device()
+        await self._locked(self._ensure_device)
         return Attachment(str(self._config.address.ip), self._mac)
+
+    async def _locked(self, work: Callable[[], Awaitable[T]]) -> T:
+        """One at a time, with an open socket. Raises OverlayError for whatever netlink refuses."""
+        async with self._lock:
+            try:
+                if self._ipr is None:
+                    self._ipr = await AsyncIPRoute().__aenter__()
+                return await work()
+            except NetlinkError as error:
+                raise OverlayError(
+                    f"node {self._config.node}: the kernel refused a change of {DEVICE}: {error}"
+                ) from error
+            except OSError as error:
+                # pyroute2 keeps an error for good: this socket is of no use any more, the next call opens another.
+                await self._release()
+                raise OverlayError(f"node {self._config.node}: netlink failed: {error}") from error
+
+    async def _release(self) -> None:
+        ipr, self._ipr = self._ipr, None
+        if ipr is not None:
+            with suppress(OSError):
+                await ipr.__aexit__(None, None, None)
 
     @property
     def _netlink(self) -> AsyncIPRoute:
@@ -85,7 +112,7 @@ class Vxlan:
     async def _underlay(self) -> tuple[int, int]:
         """Index and MTU of the link that holds the node's address."""
         wanted = str(self._config.address.ip)
-        async for entry in await self._netlink.get_addr(family=_IPV4):
+        for entry in [entry async for entry in await self._netlink.get_addr(family=_IPV4)]:
             if entry.get("local") == wanted or entry.get("address") == wanted:
                 link = (await self._netlink.link("get", index=entry["index"]))[0]
                 return entry["index"], link.get("mtu")
@@ -96,7 +123,7 @@ class Vxlan:
     async def _ensure_device(self) -> int:
         """Creates the device, or recreates it where a field differs that cannot be changed; returns changes made."""
         underlay, mtu = await self._underlay()
-        self._mtu = mtu - OVERHEAD
+        self._underlay_index, self._mtu = underlay, mtu - OVERHEAD
         found = await self._netlink.link_lookup(ifname=DEVICE)
         changes = 0
         if found:
@@ -162,118 +189,162 @@ class Vxlan:
         return changes
 
     async def apply(self, peers: Iterable[Peer]) -> int:
-        """Makes routes, neighbours and FDB entries equal to `peers`; returns how many entries were changed."""
-        self._peers = {
-            peer.node: peer for peer in peers if peer.node != self._config.node and peer.vtep_mac and peer.pod_cidrs
-        }
-        async with self._lock:
-            return await self._ensure_peers()
+        """Makes routes, neighbours and FDB entries equal to `peers`; returns how many entries were changed.
 
-    async def _ensure_peers(self) -> int:
-        changes = await self._ensure_device()
-        wanted_routes: dict[str, str] = {}
-        wanted_neighbours: dict[str, str] = {}
-        wanted_fdb: dict[str, str] = {}
-        for peer in self._peers.values():
-            for cidr in (IPv4Network(text) for text in peer.pod_cidrs if ":" not in text):
-                wanted_routes[str(cidr)] = str(cidr.network_address)
-                wanted_neighbours[str(cidr.network_address)] = peer.vtep_mac
-                wanted_fdb[peer.vtep_mac] = peer.address
-        changes += await self._sync_fdb(wanted_fdb)
-        changes += await self._sync_neighbours(wanted_neighbours)
-        return changes + await self._sync_routes(wanted_routes)
-
-    async def _sync_fdb(self, wanted: dict[str, str]) -> int:
-        held = {}
-        async for entry in await self._netlink.fdb("dump", ifindex=self._index):
-            # Dumps of other devices and the all-zero default entry are not ours.
-            if entry["ifindex"] == self._index and entry.get("lladdr") != "00:00:00:00:00:00":
-                held[entry.get("lladdr")] = entry.get("dst")
-        for mac, address in held.items() - wanted.items():
-            await self._ignore_gone(self._netlink.fdb("del", ifindex=self._index, lladdr=mac, dst=address))
-        for mac, address in wanted.items() - held.items():
-            await self._netlink.fdb(
-                "replace", ifindex=self._index, lladdr=mac, dst=address, state=_NUD_PERMANENT, flags=_NTF_SELF
-            )
-        return len(held.items() ^ wanted.items())
-
-    async def _sync_neighbours(self, wanted: dict[str, str]) -> int:
-        held = {}
-        async for entry in await self._netlink.get_neighbours(family=_IPV4, ifindex=self._index):
-            if entry["ifindex"] == self._index and entry["state"] & _NUD_PERMANENT:
-                held[entry.get("dst")] = entry.get("lladdr")
-        for address in held.keys() - wanted.keys():
-            await self._ignore_gone(self._netlink.neigh("del", ifindex=self._index, dst=address))
-        for address, mac in wanted.items() - held.items():
-            await self._netlink.neigh("replace", ifindex=self._index, dst=address, lladdr=mac, state="permanent")
-        return len(held.items() ^ wanted.items())
-
-    async def _sync_routes(self, wanted: dict[str, str]) -> int:
-        held = {}
-        async for entry in await self._netlink.get_routes(family=_IPV4, table=_MAIN_TABLE, oif=self._index):
-            if entry.get("oif") == self._index and entry.get("gateway"):
-                held[f"{entry.get('dst')}/{entry['dst_len']}"] = entry.get("gateway")
-        for cidr in held.keys() - wanted.keys():
-            await self._ignore_gone(self._netlink.route("del", dst=cidr, oif=self._index))
-        for cidr, gateway in wanted.items() - held.items():
-            await self._netlink.route(
-                "replace", dst=cidr, gateway=gateway, oif=self._index, flags=["onlink"], prefsrc=await self._source()
-            )
-        return len(held.items() ^ wanted.items())
-
-    async def _source(self) -> str:
-        """The node's address among the pods where the pod network has set it, else that of the tunnel device."""
-        async for entry in await self._netlink.get_addr(family=_IPV4, address=self._gateway):
-            if entry.get("address") == self._gateway:
-                return self._gateway
-        return str(self._vtep)
-
-    @staticmethod
-    async def _ignore_gone(request: Any) -> None:
-        try:
-            await request
-        except NetlinkError as error:
-            if error.code not in (2, 3, 19):  # ENOENT, ESRCH, ENODEV: gone already
-                raise
+        A peer that cannot be written (it has not published its endpoint, or nonsense) is left out, the others are not.
+        Raises OverlayError.
+        """
+        self._peers = {peer.node: peer for peer in peers if peer.node != self._config.node and _usable(peer)}
+        self._prefixes = frozenset(str(cidr) for peer in self._peers.values() for cidr in _cidrs(peer))
+        return await self._locked(self._ensure_peers)
 
     async def repair(self) -> int:
         """Puts back what differs from the peers last applied; returns how many entries were changed."""
-        async with self._lock:
-            return await self._ensure_peers()
+        return await self._locked(self._ensure_peers)
+
+    async def _ensure_peers(self) -> int:
+        changes = await self._ensure_device()
+        source = await self._source()
+        routes: dict[str, tuple[str, str]] = {}
+        neighbours: dict[str, str] = {}
+        fdb: set[tuple[str, str]] = set()
+        for peer in self._peers.values():
+            for cidr in _cidrs(peer):
+                gateway = str(cidr.network_address)
+                routes[str(cidr)] = (gateway, source)
+                neighbours[gateway] = peer.vtep_mac
+                fdb.add((peer.vtep_mac, peer.address))
+        # In this order, so that a route leads nowhere at no time.
+        changes += await self._sync_fdb(fdb)
+        changes += await self._sync_neighbours(neighbours)
+        return changes + await self._sync_routes(routes)
+
+    async def _sync_fdb(self, wanted: set[tuple[str, str]]) -> int:
+        entries = [entry async for entry in await self._netlink.fdb("dump", ifindex=self._index)]
+        # Entries of other devices and the all-zero default entry are not ours.
+        held = {
+            (entry.get("lladdr"), entry.get("dst"))
+            for entry in entries
+            if entry["ifindex"] == self._index and entry.get("lladdr") != "00:00:00:00:00:00"
+        }
+        for mac, address in held - wanted:
+            await _ignore_gone(self._netlink.fdb("del", ifindex=self._index, lladdr=mac, dst=address))
+        for mac, address in wanted - held:
+            await self._netlink.fdb(
+                "replace", ifindex=self._index, lladdr=mac, dst=address, state=_NUD_PERMANENT, flags=_NTF_SELF
+            )
+        return len({mac for mac, _ in held ^ wanted})
+
+    async def _sync_neighbours(self, wanted: dict[str, str]) -> int:
+        entries = [entry async for entry in await self._netlink.get_neighbours(family=_IPV4, ifindex=self._index)]
+        held = {
+            entry.get("dst"): entry.get("lladdr")
+            for entry in entries
+            if entry["ifindex"] == self._index and entry["state"] & _NUD_PERMANENT
+        }
+        for address in held.keys() - wanted.keys():
+            await _ignore_gone(self._netlink.neigh("del", ifindex=self._index, dst=address))
+        for address, mac in wanted.items() - held.items():
+            await self._netlink.neigh("replace", ifindex=self._index, dst=address, lladdr=mac, state="permanent")
+        return len({address for address, _ in held.items() ^ wanted.items()})
+
+    async def _sync_routes(self, wanted: dict[str, tuple[str, str]]) -> int:
+        routes = [
+            route async for route in await self._netlink.get_routes(family=_IPV4, table=_MAIN_TABLE, oif=self._index)
+        ]
+        held = {
+            f"{route.get('dst')}/{route['dst_len']}": (route.get("gateway"), route.get("prefsrc"))
+            for route in routes
+            if route.get("oif") == self._index and route.get("gateway")
+        }
+        for cidr in held.keys() - wanted.keys():
+            await _ignore_gone(self._netlink.route("del", dst=cidr, oif=self._index))
+        for cidr, (gateway, source) in wanted.items() - held.items():
+            await self._netlink.route(
+                "replace", dst=cidr, gateway=gateway, oif=self._index, flags=["onlink"], prefsrc=source
+            )
+        return len({cidr for cidr, _ in held.items() ^ wanted.items()})
+
+    async def _source(self) -> str:
+        """The node's address among the pods where the pod network has set it, else that of the tunnel device."""
+        held = [entry.get("address") async for entry in await self._netlink.get_addr(family=_IPV4)]
+        return self._gateway if self._gateway in held else str(self._vtep)
+
+    def _concerns(self, notice: Notice) -> bool:
+        """Whether a notification may be about what this backend keeps: its device, the underlay, its prefixes."""
+        return (
+            notice.type in (RTM_NEWADDR, RTM_DELADDR)
+            or notice.index in (self._index, self._underlay_index)
+            or notice.destination in self._prefixes
+        )
 
     async def watch(self) -> None:
-        """Repairs whatever someone else changes, told by netlink, until cancelled."""
+        """Repairs whatever someone else changes, told by netlink, until cancelled.
+
+        Compares once at the beginning: what was changed before it listened was told to nobody. What cannot be repaired
+        is tried again with the next change, and after a growing pause without one.
+        """
         changed = asyncio.Event()
-        async with AsyncIPRoute() as listener, asyncio.TaskGroup() as tasks:
-            await listener.bind(groups=_GROUPS)
-            tasks.create_task(_note_changes(listener, changed))
+        changed.set()
+        pause: float | None = None
+        with KernelEvents(self._concerns, changed.set):
             while True:
-                await changed.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await changed.wait()
                 # Cleared first: what happens during the repair is looked at again, a burst only once.
                 changed.clear()
-                await self._repair_or_warn()
+                if await self._repair_or_warn():
+                    pause = None
+                else:
+                    pause = FIRST_PAUSE if pause is None else min(pause * 2, LONGEST_PAUSE)
 
-    async def _repair_or_warn(self) -> None:
+    async def _repair_or_warn(self) -> bool:
         try:
             count = await self.repair()
-        except (NetlinkError, OverlayError) as error:
-            log.warning("overlay not repaired, next try with the next change: %s", error)
-            return
+        except OverlayError as error:
+            log.warning("overlay not repaired, it is tried again: %s", error)
+            return False
         if count:
             log.warning("repaired the overlay entries=%d", count)
+        return True
 
     async def close(self, *, keep: bool = True) -> None:
         """Releases netlink sockets; with keep=False also removes device and routes."""
-        if self._ipr is None:
-            return
         if not keep:
-            for index in await self._ipr.link_lookup(ifname=DEVICE):
-                await self._ipr.link("del", index=index)
-        await self._ipr.__aexit__(None, None, None)
-        self._ipr = None
+            await self._locked(self._remove)
+        async with self._lock:
+            await self._release()
+
+    async def _remove(self) -> None:
+        # Its routes, neighbours and FDB entries go with it.
+        for index in await self._netlink.link_lookup(ifname=DEVICE):
+            await _ignore_gone(self._netlink.link("del", index=index))
 
 
-async def _note_changes(listener: AsyncIPRoute, changed: asyncio.Event) -> None:
-    while True:
-        async for _ in listener.get():
-            changed.set()
+async def _ignore_gone(request: Awaitable[object]) -> None:
+    try:
+        await request
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise
+
+
+def _cidrs(peer: Peer) -> list[IPv4Network]:
+    return [IPv4Network(text) for text in peer.pod_cidrs if ":" not in text]
+
+
+def _usable(peer: Peer) -> bool:
+    """Whether a peer's entries can be written; a wrong one is logged, since an annotation may hold anything."""
+    if not peer.vtep_mac or not peer.pod_cidrs:
+        return False
+    try:
+        IPv4Address(peer.address)
+        _cidrs(peer)
+        if _MAC.fullmatch(peer.vtep_mac):
+            return True
+        error: object = f"{peer.vtep_mac!r} is no MAC address in lower case"
+    except ValueError as found:
+        error = found
+    log.warning("peer left out of the overlay node=%s: %s", peer.node, error)
+    return False

@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import NamedTuple
 
-from kernelet.ext.nft import Batch
+from kernelet.ext.nft import Batch, ElementError
 
 from ..routes import Backend, BackendFlag, Protocol, ServicePort, ServiceRoute
 from .engine import EngineConfig, EngineError
-from .ruleset import BACKENDS, FAMILIES, HAIRPIN, KINDS, REJECT, SERVICES, TABLE, TRAFFIC, Family, Kind
+from .ruleset import BACKENDS, DROP, FAMILIES, HAIRPIN, KINDS, NONE, SERVICES, TABLE, TRAFFIC, Family, Kind
 
 Frontend = tuple[Kind, bytes]
 """What clients connect to: the kind, and its key as the kernel has it."""
@@ -26,8 +27,6 @@ Elements = dict[Place, dict[bytes, Value]]
 
 _BY_LENGTH = {family.length: family for family in FAMILIES}
 _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
-_REFUSE = f"goto {REJECT}"
-_DROP = "drop"
 # The kernel's numgen result is a number in host byte order. Made once, since most of a cold start is making keys.
 _SLOTS = [slot.to_bytes(4, sys.byteorder) for slot in range(256)]
 # An IntFlag's own operators cost a microsecond each, which a cold start pays for every backend.
@@ -40,15 +39,16 @@ class Target(NamedTuple):
 
     backends: Collection[bytes]
     """Distinct, as element data: address and port."""
-    otherwise: str
-    """The verdict where there are no backends."""
+    otherwise: bytes
+    """What stands for the number of backends where there are none: NONE or DROP."""
 
 
 class Held(NamedTuple):
     """What the kernel holds for one frontend; slot i of `slots` is the element with index i."""
 
     slots: tuple[bytes, ...]
-    verdict: str
+    number: bytes
+    """How many, in host byte order; NONE or DROP."""
 
 
 @dataclass(slots=True)
@@ -101,8 +101,8 @@ def _plan_port(made: Plan, service: ServiceRoute, port: ServicePort, family: Fam
     services, nodeports, local_services, local_nodeports = KINDS[family]
     ports = port_key(port.protocol, port.port)
     node_ports = port_key(port.protocol, port.node_port)
-    every = Target(dict.fromkeys(map(backend_data, everywhere)), _REFUSE)
-    internal = Target(dict.fromkeys(map(backend_data, here)), _REFUSE) if service.internal_local else every
+    every = Target(dict.fromkeys(map(backend_data, everywhere)), NONE)
+    internal = Target(dict.fromkeys(map(backend_data, here)), NONE) if service.internal_local else every
     for address in cluster_ips:
         made.frontends[services, address + ports] = internal
     for address in external_ips:
@@ -111,7 +111,7 @@ def _plan_port(made: Plan, service: ServiceRoute, port: ServicePort, family: Fam
         made.frontends[nodeports, node_ports] = every
     if service.external_local:
         # Backends elsewhere only: dropped, not refused, so that a load balancer's client tries another node.
-        outside = Target(dict.fromkeys(map(backend_data, here)), _DROP if everywhere else _REFUSE)
+        outside = Target(dict.fromkeys(map(backend_data, here)), DROP if everywhere else NONE)
         for address in external_ips:
             made.frontends[local_services, address + ports] = outside
         if port.node_port and cluster_ips:
@@ -136,10 +136,10 @@ def place(old: Sequence[bytes | None], wanted: Collection[bytes]) -> tuple[bytes
     return tuple(next(fill) if data is None else data for data in slots)
 
 
-def hold(kind: Kind, target: Target, old: Sequence[bytes | None]) -> Held:
+def hold(target: Target, old: Sequence[bytes | None]) -> Held:
     """What is to be held for a target, given what is held now."""
     slots = place(old, target.backends)
-    return Held(slots, f"goto {kind.chain}{len(slots)}" if slots else target.otherwise)
+    return Held(slots, len(slots).to_bytes(4, sys.byteorder) if slots else target.otherwise)
 
 
 def slot_key(key: bytes, slot: int) -> bytes:
@@ -149,8 +149,8 @@ def slot_key(key: bytes, slot: int) -> bytes:
 def elements(frontend: Frontend, held: Held) -> Iterator[tuple[Place, bytes, Value]]:
     """Every element of a frontend."""
     kind, key = frontend
-    yield (kind.family, kind.verdicts), key, held.verdict
-    if kind.verdicts == SERVICES:
+    yield (kind.family, kind.frontends), key, held.number
+    if kind.frontends == SERVICES:
         yield (kind.family, TRAFFIC), key, None
     for slot, data in enumerate(held.slots):
         yield (kind.family, kind.backends), slot_key(key, slot), data
@@ -233,8 +233,8 @@ def without(found: Elements, frontends: Collection[Frontend]) -> Elements:
         return found
     keys: dict[Place, set[bytes]] = {}
     for kind, key in frontends:
-        for name in (kind.verdicts, kind.backends, TRAFFIC):
-            if name != TRAFFIC or kind.verdicts == SERVICES:
+        for name in (kind.frontends, kind.backends, TRAFFIC):
+            if name != TRAFFIC or kind.frontends == SERVICES:
                 keys.setdefault((kind.family, name), set()).add(key)
     return {
         where: {
@@ -244,3 +244,24 @@ def without(found: Elements, frontends: Collection[Frontend]) -> Elements:
         }
         for where, items in found.items()
     }
+
+
+def frontend_of(failure: ElementError) -> Frontend | None:
+    """The frontend that an element belongs to; None for one that belongs to several, or to none."""
+    if failure.key is None:
+        return None
+    for kind in (kind for made in KINDS.values() for kind in made if kind.family.number == failure.family):
+        if failure.set_name == kind.frontends or (failure.set_name == TRAFFIC and kind.frontends == SERVICES):
+            return kind, failure.key
+        if failure.set_name == kind.backends:
+            return kind, failure.key[:-4]
+    return None
+
+
+def readable(frontend: Frontend) -> str:
+    """`10.96.0.1 . tcp . 80`"""
+    kind, key = frontend
+    length = kind.family.length if kind.addressed else 0
+    rest = key[length:]
+    port = f"{Protocol(rest[0]).name.lower()} . {int.from_bytes(rest[4:6], 'big')}"
+    return f"{ip_address(key[:length])} . {port}" if length else port

@@ -11,7 +11,7 @@ from ..routes import Delta
 
 
 class EngineError(Exception):
-    """The kernel refused a change, or lacks what an engine needs; the message names the object, the cause and the fix."""
+    """The kernel refused a change, or lacks what an engine needs; the message names object, cause and fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Counter:
 
 
 class Engine(Protocol):
-    """Methods block (a kernel transaction takes well below a millisecond per changed element); call them from one thread."""
+    """Methods block (a changed element takes well below a millisecond); call them from one thread."""
 
     name: str
 
@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def repair(self) -> int:
-        """Compares the kernel with the table last applied and mends what differs; returns how many elements differed."""
+        """Compares the kernel with the table last applied and mends it; returns how many elements differed."""
         ...
 
     async def watch_foreign_changes(self, on_change: Callable[[], None]) -> None:

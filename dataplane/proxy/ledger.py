@@ -62,7 +62,7 @@ class Ledger:
             owner = min(claims)
             target = (new[owner] if owner in new else plan_of(owner)).frontends[frontend]
             before = self.held.get(frontend)
-            made.frontends[frontend] = hold(frontend[0], target, before.slots if before else ())
+            made.frontends[frontend] = hold(target, before.slots if before else ())
         for plan in new.values():
             made.local.update(plan.local)
         for plan in old.values():
@@ -124,7 +124,7 @@ def whole(plans: Mapping[str, Plan], kernel: Mapping[Place, Mapping[bytes, Value
     made = Ledger()
     made._claims = claims
     made.held = {
-        frontend: hold(frontend[0], target, slots.get((frontend[0].family, frontend[0].backends, frontend[1]), ()))
+        frontend: hold(target, slots.get((frontend[0].family, frontend[0].backends, frontend[1]), ()))
         for frontend, target in targets.items()
     }
     for plan in plans.values():
@@ -154,8 +154,8 @@ def all_elements(ledger: Ledger) -> Elements:
     found: Elements = {}
     # One place's dictionary is looked up per frontend rather than per element: this is half of a cold start.
     for (kind, key), held in ledger.held.items():
-        found.setdefault((kind.family, kind.verdicts), {})[key] = held.verdict
-        if kind.verdicts == SERVICES:
+        found.setdefault((kind.family, kind.frontends), {})[key] = held.number
+        if kind.frontends == SERVICES:
             found.setdefault((kind.family, TRAFFIC), {})[key] = None
         if held.slots:
             backends = found.setdefault((kind.family, kind.backends), {})

@@ -6,6 +6,7 @@ are elements (elements.py).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -27,8 +28,13 @@ LOCAL = "local_"
 HAIRPIN, TRAFFIC = "hairpin", "traffic"
 REJECT = "reject_new"
 
-_TYPE_INTEGER, _TYPE_IP, _TYPE_IP6, _TYPE_PROTOCOL, _TYPE_SERVICE = 4, 7, 8, 12, 13
+NONE, DROP = (number.to_bytes(4, sys.byteorder) for number in (0, 0xFFFFFFFF))
+"""In place of a number of backends: refuse, and drop."""
+
+_TYPE_INTEGER, _TYPE_IP, _TYPE_IP6, _TYPE_SERVICE = 4, 7, 8, 13
 """nft's datatype numbers (include/datatype.h of nftables)."""
+_PROTOCOL, _COUNT = (12, 4), (23, 4)
+"""inet_proto, and classid: what nft takes a packet's priority for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,14 +60,28 @@ class Kind:
     """One sort of frontend: where its verdicts and backends are kept, and which chains choose among them."""
 
     family: Family
-    verdicts: str
-    """Map from a frontend's key to the chain for its number of backends."""
+    frontends: str
+    """Map from a frontend's key to its number of backends, `NONE` or `DROP`."""
     backends: str
     """Map from a frontend's key and a slot to a backend."""
     chain: str
     """`<chain><N>` chooses one of N backends."""
     addressed: bool
     """The key begins with the destination address (service addresses) or not (node ports)."""
+
+    @property
+    def chains(self) -> str:
+        """Map from a number of backends to the chain that chooses among so many."""
+        return f"{self.chain}_chains"
+
+    @property
+    def choose(self) -> str:
+        """The rule that leaves for the frontend's chain, and does not match where there is no such frontend.
+
+        The number rests in the packet's priority, which nobody has set yet for a connection's first packet and which
+        the chain sets back to 0.
+        """
+        return f"meta priority set {self.key} map @{self.frontends} meta priority vmap @{self.chains}"
 
     @property
     def key(self) -> str:
@@ -104,26 +124,31 @@ def chooser(kind: Kind, count: int) -> str:
     choose = f"meta l4proto {{ tcp, udp, sctp }} dnat {kind.family.name} to {kind.key} . numgen"
     return (
         f"  chain {kind.chain}{count} {{\n"
-        f"    {choose} random mod {count} map @{kind.backends}\n"
+        f"    meta priority set 0 {choose} random mod {count} map @{kind.backends}\n"
         f"    {choose} inc mod 1 map @{kind.backends}\n"
         f"    goto {REJECT}\n"
         "  }\n"
     )
 
 
-def add_backend_maps(batch: Batch, family: Family) -> None:
-    """Makes the maps from a frontend's key and a slot to a backend.
+def add_sets(batch: Batch, family: Family) -> None:
+    """Makes the family's sets and maps in a table that exists; a set of that name and another type fails with EEXIST.
 
-    nft 1.0.6 can declare them (`typeof ... . numgen random mod 2`), but then rejects every later rule that uses such a
-    map ("conflicting protocols specified: tcp vs. th"), since it misreads the type it stored with the map.
+    They are not declared as text: nft 1.0.6 can declare the backend maps (`typeof ... . numgen random mod 2`), but then
+    rejects every later rule that uses such a map ("conflicting protocols specified: tcp vs. th"), since it misreads the
+    type that it stored with the map.
     """
-    address = _TYPE_IP if family is IP else _TYPE_IP6
+    address = (_TYPE_IP if family is IP else _TYPE_IP6, family.length)
+    port, slot = (_TYPE_SERVICE, 4), (_TYPE_INTEGER, 4)
     for kind in KINDS[family]:
-        fields = [(address, family.length)] if kind.addressed else []
-        fields += [(_TYPE_PROTOCOL, 4), (_TYPE_SERVICE, 4), (_TYPE_INTEGER, 4)]
-        key_type, key_length = _concatenation(fields)
-        data_type, data_length = _concatenation([(address, family.length), (_TYPE_SERVICE, 4)])
-        batch.add_set(TABLE, family.number, kind.backends, key_type, key_length, data_type, data_length)
+        key = [address, _PROTOCOL, port] if kind.addressed else [_PROTOCOL, port]
+        batch.add_set(TABLE, family.number, kind.frontends, *_concatenation(key), *_COUNT)
+        batch.add_set(TABLE, family.number, kind.chains, *_COUNT, "verdict")
+        batch.add_set(
+            TABLE, family.number, kind.backends, *_concatenation([*key, slot]), *_concatenation([address, port])
+        )
+    batch.add_set(TABLE, family.number, HAIRPIN, *_concatenation([address, address]))
+    batch.add_set(TABLE, family.number, TRAFFIC, *_concatenation([address, _PROTOCOL, port]), counter=True)
 
 
 def _concatenation(fields: Iterable[tuple[int, int]]) -> tuple[int, int]:
@@ -131,18 +156,6 @@ def _concatenation(fields: Iterable[tuple[int, int]]) -> tuple[int, int]:
     for type_, size in fields:
         number, length = number << 6 | type_, length + size
     return number, length
-
-
-def _sets(family: Family) -> str:
-    """The sets and maps that nft can declare."""
-    address = "ipv4_addr" if family is IP else "ipv6_addr"
-    lines = []
-    for kind in KINDS[family]:
-        key = f"{address} . inet_proto . inet_service" if kind.addressed else "inet_proto . inet_service"
-        lines.append(f"  map {kind.verdicts} {{ type {key} : verdict; }}")
-    lines.append(f"  set {HAIRPIN} {{ type {address} . {address}; }}")
-    lines.append(f"  set {TRAFFIC} {{ type {address} . inet_proto . inet_service; counter; }}")
-    return "\n".join(lines) + "\n"
 
 
 def _prefixes(config: EngineConfig, family: Family) -> tuple[str, str]:
@@ -173,17 +186,17 @@ def _chains(family: Family, config: EngineConfig) -> str:
   }}
   chain nodeport {{
 {loopback}    {mark}
-    {node.key} vmap @{node.verdicts}
+    {node.choose}
   }}
   chain dispatch {{
     {outside}{mark}
-    {everyone.key} vmap @{everyone.verdicts}
+    {everyone.choose}
     fib daddr type local jump nodeport
 {unknown}    {unmark}
   }}
   chain outside {{
-    {local.key} vmap @{local.verdicts}
-    fib daddr type local {local_node.key} vmap @{local_node.verdicts}
+    {local.choose}
+    fib daddr type local {local_node.choose}
   }}
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
@@ -208,11 +221,17 @@ def _chains(family: Family, config: EngineConfig) -> str:
 def base_text(family: Family, config: EngineConfig, choosers: Collection[Chooser]) -> str:
     """Replaces all rules of the table in one transaction and keeps its elements.
 
-    The backend maps must exist, and every chooser that elements point to must be among `choosers`.
+    The sets must exist, and every chooser that elements point to must be among `choosers`.
     """
     table = f"table {family.name} {TABLE}"
     chosen = "".join(chooser(kind, count) for kind, count in sorted(choosers, key=_by_name))
     return f"flush {table}\n{table} {{{_chains(family, config)}{chosen}}}\n"
+
+
+def chain_elements(kind: Kind, counts: Iterable[int]) -> dict[bytes, str]:
+    """The elements of the map from a number of backends to a chain."""
+    found = {count.to_bytes(4, sys.byteorder): f"goto {kind.chain}{count}" for count in counts}
+    return found | {NONE: f"goto {REJECT}", DROP: "drop"}
 
 
 def choosers_text(wanted: Iterable[Chooser]) -> str:
@@ -243,9 +262,8 @@ class Nft:
             )
 
     def add_tables(self, which: Iterable[Family]) -> None:
-        """Makes the tables with the sets that nft can declare, where they do not exist. Raises EngineError."""
-        text = "".join(f"table {family.name} {TABLE} {{\n{_sets(family)}}}\n" for family in which)
-        self.run(text, f"make the nftables table {TABLE}")
+        """Makes the tables, empty, where they do not exist. Raises EngineError."""
+        self.run("".join(f"add table {family.name} {TABLE}\n" for family in which), f"make the nftables table {TABLE}")
 
     def delete_tables(self, which: Iterable[Family]) -> None:
         """Removes the tables with all they hold; a missing one is well. Raises EngineError."""

@@ -98,8 +98,8 @@ cdef class Batch:
         return (<const char*>self.buffer.data)[:self.buffer.used]
 
     def add_set(self, str table, int family, str set_name, int key_type, int key_length, data_type=None,
-                int data_length=0):
-        cdef size_t start = self._begin(NEWSET, NLM_F_CREATE, "add", table, family, set_name)
+                int data_length=0, bint counter=False):
+        cdef size_t nested, start = self._begin(NEWSET, NLM_F_CREATE, "add", table, family, set_name)
         self.buffer.number(3, 0 if data_type is None else SET_MAP)
         self.buffer.number(4, key_type)
         self.buffer.number(5, key_length)
@@ -108,6 +108,11 @@ cdef class Batch:
             self.buffer.number(7, data_length)
         # The kernel wants an id, unique in the transaction, by which its messages could refer to the new set.
         self.buffer.number(10, <uint32_t>len(self.messages))
+        if counter:
+            nested = self.buffer.nest(17)
+            self.buffer.attribute(1, b"counter\0", 8)
+            self.buffer.unnest(self.buffer.nest(2))
+            self.buffer.unnest(nested)
         self.buffer.finish(start)
         self.operations += 1
 

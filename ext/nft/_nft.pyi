@@ -58,8 +58,11 @@ class Batch:
         key_length: int,
         data_type: int | Literal["verdict"] | None = None,
         data_length: int = 0,
+        counter: bool = False,
     ) -> None:
         """Makes a set, or with `data_type` a map, unless one just like it is there (EEXIST for one that differs).
+
+        With `counter` every element counts the packets that matched it.
 
         Types are nft's datatype numbers, six bits for each field of a concatenation; lengths are bytes after padding.
         The kernel ignores the numbers: nft reads them to print elements and to check rules.

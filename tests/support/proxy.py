@@ -39,6 +39,12 @@ class FaultyProxy:
             self._server.close()
             self._server = None
 
+    def strand(self) -> None:
+        """Open connections hang for ever, new ones work: as after a host's sudden restart."""
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     async def mend(self) -> None:
         await self._listen()
         self._flowing.set()
@@ -54,14 +60,14 @@ class FaultyProxy:
             writer.close()
             return
         for source, sink in ((reader, there_writer), (there_reader, writer)):
-            task = asyncio.create_task(self._pipe(source, sink))
+            task = asyncio.create_task(self._pipe(source, sink, self._flowing))
             self._pipes.add(task)
             task.add_done_callback(self._pipes.discard)
 
-    async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         try:
             while data := await source.read(65536):
-                await self._flowing.wait()
+                await flowing.wait()
                 sink.write(data)
                 await sink.drain()
         except OSError:

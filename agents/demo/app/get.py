@@ -12,9 +12,10 @@ def main() -> None:
     try:
         connection.request("GET", url.path or "/", headers={"Connection": "close"})
         response = connection.getresponse()
-        print(
-            json.dumps({"status": response.status, "pod": response.getheader("X-Pod"), **json.loads(response.read())})
-        )
+        answer = json.loads(response.read())
+        # Who is named is the tier that was asked, not the one behind it.
+        answer |= {"status": response.status, "pod": response.getheader("X-Pod") or answer.get("pod")}
+        print(json.dumps(answer))
     except OSError as error:
         print(json.dumps({"error": repr(error)}))
         sys.exit(1)

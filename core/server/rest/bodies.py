@@ -10,6 +10,8 @@ from aiohttp import web
 from kernelet.core.api import codec
 from kernelet.core.api.errors import JSON, BadRequest, RequestTooLarge, UnsupportedMediaType
 
+from . import protobuf
+
 MAX_BODY = 3 * 1024 * 1024
 """Bytes of a body, after decompression; the same as Kubernetes'."""
 MAX_DEPTH = 200
@@ -60,9 +62,11 @@ async def parse_object(data: bytes, media: str) -> JSON:
         return value
     if media in _YAML_TYPES:
         return await asyncio.to_thread(_parse_yaml, data)
+    if media == protobuf.MEDIA_TYPE:
+        return protobuf.decode(data)
     raise UnsupportedMediaType(
         f"the body of the request was in an unknown format - accepted media types include: "
-        f"application/json, application/yaml; got {media}"
+        f"application/json, application/yaml, {protobuf.MEDIA_TYPE}; got {media}"
     )
 
 

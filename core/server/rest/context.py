@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from kernelet.core.api.errors import ApiError
 from kernelet.core.api.kinds import KINDS, KindTable
 from kernelet.core.security.authz import Authorizer
 from kernelet.core.security.users import User
@@ -20,6 +22,8 @@ from .negotiate import Form, negotiate
 
 if TYPE_CHECKING:
     from ..registry import Registry
+
+log = logging.getLogger(__name__)
 
 SERVER_VERSION = "v1.36.0+kernelet.0.1.0"
 
@@ -45,7 +49,11 @@ class Face:
         task = asyncio.ensure_future(work)
         self.writes.add(task)
         task.add_done_callback(self.writes.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_report_abandoned)
+            raise
 
     @contextmanager
     def stream(self, limit: asyncio.Timeout) -> Iterator[None]:
@@ -60,6 +68,12 @@ class Face:
         """Ends every watch and log as if its time were up."""
         for stream in list(self.streams):
             stream.reschedule(asyncio.get_running_loop().time())
+
+
+def _report_abandoned(task: asyncio.Task[Any]) -> None:
+    """A write whose client has gone: refusals interest nobody any more, faults do."""
+    if not task.cancelled() and task.exception() and not isinstance(task.exception(), ApiError):
+        log.error("a write failed after its client had gone", exc_info=task.exception())
 
 
 @dataclass

@@ -53,6 +53,7 @@ def resolve(path: GroupPath, kinds: KindTable) -> Target:
     about_namespace = len(parts) == 3 and parts[2] in _NAMESPACE_SUBRESOURCES and not path.group
     if len(parts) >= 3 and parts[0] == "namespaces" and not about_namespace:
         namespace, parts = parts[1], parts[2:]
+        parts = parts if namespace else []
     if not parts or not all(parts[:2]):
         raise NotFound("the server could not find the requested resource")
     plural, name, subresource = (*parts[:3], "", "")[:3]

@@ -38,7 +38,27 @@ def tls_context(cert: Path, key: Path, ca: Path) -> ssl.SSLContext:
     context.load_verify_locations(ca)
     context.verify_mode = ssl.CERT_OPTIONAL
     context.set_alpn_protocols(["http/1.1"])
+    context.sslobject_class = _AlertingTls
     return context
+
+
+class _AlertingTls(ssl.SSLObject):
+    """Lets a client whose certificate is refused read why.
+
+    asyncio drops the connection as soon as the handshake raises, with OpenSSL's alert still unsent, and clients take
+    that for a network fault and try again. Asking for more data once makes it flush the alert first.
+    """
+
+    _refused = False
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            if self._refused:
+                raise
+            self._refused = True
+            raise ssl.SSLWantReadError("the alert is to be sent") from error
 
 
 class RestServer:

@@ -8,10 +8,11 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from kernelet.core.api.errors import BadRequest, MethodNotAllowed
+from kernelet.core.api import codec
+from kernelet.core.api.errors import ApiError, BadRequest, MethodNotAllowed
 
 from ..locate import locate
-from ..nodeproxy import ExecQuery, ExecSession, LogQuery
+from ..nodeproxy import ERROR, ExecQuery, ExecSession, LogQuery
 from ..requests import Ref
 from .answers import answer, success
 from .bodies import read_object
@@ -26,8 +27,6 @@ LONGEST_STREAM = 4 * 3600.0
 
 async def create(call: Call, ref: Ref) -> web.StreamResponse:
     """POST of a Binding or an Eviction."""
-    from kernelet.core.api import codec
-
     written = await call.face.registry.create(call.user, ref, await read_object(call.http), write_options(call))
     body = written.json or codec.encode(success())
     return await answer(call.http, body, 201, warnings=written.warnings)
@@ -78,24 +77,24 @@ async def execute(call: Call, ref: Ref) -> web.StreamResponse:
     )
     if not attach and not query.command:
         raise BadRequest("exec: the command is missing; give it as one or more `command` parameters")
+    target = await locate(call.face.registry, call.user, ref, call.query("container"), "create")
     client = web.WebSocketResponse(protocols=WEBSOCKET_PROTOCOLS, max_msg_size=MAX_FRAME, heartbeat=30.0)
     offered = client.can_prepare(call.http)
     if not offered.ok:
         raise BadRequest("exec needs a WebSocket upgrade; SPDY is not supported: use kubectl 1.31 or newer")
     if offered.protocol is None:
         raise BadRequest(f"exec: the client offers no known subprotocol; use {' or '.join(WEBSOCKET_PROTOCOLS)}")
-    target = await locate(call.face.registry, call.user, ref, call.query("container"), "create")
-    # The kubelet is reached before the upgrade, so that a failure still has an HTTP status.
-    async with call.face.nodes.exec(target, query) as session:
-        await client.prepare(call.http)
-        try:
-            async with asyncio.timeout(LONGEST_STREAM) as limit:
-                with call.face.stream(limit):
-                    await _splice(client, session)
-        except TimeoutError:
-            await client.close(code=1001, message=b"the API server stops")
-        else:
-            await client.close()
+    await client.prepare(call.http)
+    try:
+        async with asyncio.timeout(LONGEST_STREAM) as limit, call.face.nodes.exec(target, query) as session:
+            with call.face.stream(limit):
+                await _splice(client, session)
+    except TimeoutError:
+        await client.close(code=1001, message=b"the API server stops")
+    except ApiError as error:
+        # After the upgrade, since kubectl takes a refused upgrade for a server without WebSockets and tries SPDY.
+        await client.send_bytes(bytes([ERROR]) + codec.encode(error.to_status()))
+    await client.close()
     return client
 
 

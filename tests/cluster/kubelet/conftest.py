@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from kubelet_world import World, world_of
+from support.apiserver import ApiServer
 
+from kernelet.agents.cluster.machine import remove_cgroups
 from kernelet.agents.kubelet.docker import DockerConfig, DockerRuntime
 from kernelet.agents.kubelet.dockerd import ensure_dockerd, stop_dockerd
 from kernelet.agents.kubelet.images import ensure_pause_image, tar_of
-from support.apiserver import ApiServer
-
-from kubelet_world import World, world_of
 
 BUSYBOX = "kernelet-test/busybox:1"
 PROGRAMS = "busybox sh sleep cat echo true touch test rm httpd nc"
@@ -49,6 +49,7 @@ def images(dockerd: str) -> str:
     program = shutil.which("busybox")
     if program is None:
         pytest.skip("needs a static busybox; apt-get install busybox-static")
+    content = Path(program).read_bytes()
 
     async def make() -> None:
         runtime = DockerRuntime(DockerConfig(dockerd))
@@ -57,7 +58,7 @@ def images(dockerd: str) -> str:
             if not await runtime.has_image(BUSYBOX):
                 with tempfile.TemporaryDirectory() as folder:
                     tar = Path(folder) / "busybox.tar"
-                    tar.write_bytes(tar_of({f"bin/{name}": Path(program).read_bytes() for name in PROGRAMS.split()}))
+                    tar.write_bytes(tar_of({f"bin/{name}": content for name in PROGRAMS.split()}))
                     await runtime.import_image(tar, *BUSYBOX.split(":"), "/bin/busybox")
         finally:
             await runtime.close()
@@ -81,6 +82,7 @@ async def runtime(dockerd: str, images: str, node_name: str) -> AsyncIterator[Do
         for one in await runtime.list({"io.kernelet.node": node_name}):
             await runtime.remove(one.id)
         await runtime.close()
+        remove_cgroups(f"test.{node_name}")
 
 
 @pytest_asyncio.fixture

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightkube.models.core_v1 import Node, Pod
+from support.apiserver import ApiServer, free_ports
 
 from kernelet.agents.kubelet.containers import NodeIdentity
 from kernelet.agents.kubelet.docker import DockerRuntime
@@ -22,7 +24,6 @@ from kernelet.core.api.kinds import KINDS
 from kernelet.core.client.client import Client
 from kernelet.core.client.events import EventRecorder
 from kernelet.core.security.pki import Pki
-from support.apiserver import ApiServer, free_ports
 
 JSON = dict[str, Any]
 PODS = KINDS.resolve("pods")
@@ -126,13 +127,28 @@ class World:
 
     async def gone(self, name: str, seconds: float = 15.0) -> None:
         """Waits until the pod's object is gone."""
-        async with asyncio.timeout(seconds):
-            while True:
-                try:
-                    await self.client.get(Pod, name, "default")
-                except NotFound:
-                    return
-                await asyncio.sleep(0.05)
+
+        async def gone() -> bool:
+            try:
+                await self.client.get(Pod, name, "default")
+            except NotFound:
+                return True
+            return False
+
+        await self.eventually(gone, seconds)
+
+    async def eventually(self, condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+        """Waits for what only asking shows."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if await condition():
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"not so within {seconds} s")
+
+    async def has_container_of(self, name: str = "") -> bool:
+        """Whether any container of the pod (of any pod) is there."""
+        return any(name in ("", one.labels["io.kernelet.pod.name"]) for one in await self.containers())
 
     async def containers(self) -> list[Any]:
         return await self.runtime.list(NodeIdentity("test", self.node).labels())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,11 @@ from kernelet.agents.kubelet.plugins import (
 def spec(images: str, node: str, name: str, *command: str, **changes: object) -> ContainerSpec:
     fields = {"labels": {"io.kernelet.node": node}, "command": ["/bin/sh", "-c", *command]} | changes
     return ContainerSpec(name=f"{node}-{name}", image=images, **fields)  # type: ignore[arg-type]
+
+
+def namespace_of(pid: int, kind: str) -> int:
+    """Identifies the namespace a process is in."""
+    return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino
 
 
 async def started(runtime: DockerRuntime, wanted: ContainerSpec) -> str:
@@ -68,11 +74,8 @@ async def test_containers_share_the_network_and_ipc_of_their_sandbox(
         status = await runtime.inspect(container_id)
         assert status is not None
         pids.append(status.pid)
-    from pathlib import Path
-
     for kind in ("net", "ipc"):
-        links = {Path(f"/proc/{pid}/ns/{kind}").readlink() for pid in pids}
-        assert len(links) == 1, f"namespace {kind} is shared"
+        assert len({namespace_of(pid, kind) for pid in pids}) == 1, f"namespace {kind} is shared"
     begun = time.monotonic()
     await runtime.stop(pause, 10)
     assert time.monotonic() - begun < 3, "pause ends on SIGTERM"

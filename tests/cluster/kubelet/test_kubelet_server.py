@@ -9,6 +9,8 @@ import aiohttp
 import pytest
 from kubelet_world import World, ready, waiting_reason
 
+from kernelet.core.client.raw import LogOptions
+
 
 def tls(world: World, name: str, *groups: str) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(world.pki.ca_path))
@@ -23,9 +25,9 @@ def url(world: World, path: str) -> str:
 
 
 async def get(world: World, path: str) -> tuple[int, str]:
-    async with aiohttp.ClientSession() as session:
-        async with session.get(url(world, path), ssl=tls(world, "kernelet-apiserver")) as response:
-            return response.status, await response.text()
+    context = tls(world, "kernelet-apiserver")
+    async with aiohttp.ClientSession() as session, session.get(url(world, path), ssl=context) as response:
+        return response.status, await response.text()
 
 
 async def test_only_the_api_server_and_administrators_are_served(world: World) -> None:
@@ -93,5 +95,5 @@ async def test_exec_carries_streams_and_the_exit_code(world: World) -> None:
 async def test_logs_come_through_the_api_server(world: World) -> None:
     await world.create("through", "echo hello; sleep 600")
     await world.until("through", ready)
-    chunks = [chunk async for chunk in world.client.raw.logs("default", "through")]
+    chunks = [chunk async for chunk in world.client.raw.logs("default", "through", LogOptions())]
     assert b"".join(chunks) == b"hello\n"

@@ -17,13 +17,18 @@ def condition(node: Node, kind: str) -> tuple[str, str]:
 
 
 async def test_the_node_registers_itself_and_reports_ready(world: World) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            node = await world.node_object()
-            if node.status and node.status.conditions and condition(node, "Ready")[0] == "True":
-                break
-            await asyncio.sleep(0.05)
-    assert node.metadata and node.metadata.labels and node.metadata.labels["kubernetes.io/hostname"] == world.node
+    async def is_ready() -> bool:
+        node = await world.node_object()
+        return bool(node.status and node.status.conditions) and condition(node, "Ready")[0] == "True"
+
+    await world.eventually(is_ready)
+    node = await world.node_object()
+    assert (
+        node.status
+        and node.metadata
+        and node.metadata.labels
+        and node.metadata.labels["kubernetes.io/hostname"] == world.node
+    )
     assert node.status.nodeInfo and node.status.nodeInfo.kubeletVersion.startswith("v1.36.0+kernelet")
     assert node.status.daemonEndpoints and node.status.daemonEndpoints.kubeletEndpoint
     assert node.status.daemonEndpoints.kubeletEndpoint.Port == world.config.port
@@ -54,13 +59,15 @@ async def test_a_node_whose_runtime_is_away_is_not_ready_and_says_why(world: Wor
     async def away(labels: object) -> list[object]:
         raise RuntimeUnreachable("dockerd at /x does not answer: gone; check that it runs")
 
+    async def not_ready() -> bool:
+        return condition(await world.node_object(), "Ready") == ("False", "KubeletNotReady")
+
+    async def is_ready() -> bool:
+        return condition(await world.node_object(), "Ready")[0] == "True"
+
     world.runtime.list = away  # type: ignore[method-assign,assignment]
     try:
-        async with asyncio.timeout(15):
-            while condition(await world.node_object(), "Ready") != ("False", "KubeletNotReady"):
-                await asyncio.sleep(0.1)
+        await world.eventually(not_ready)
     finally:
         del world.runtime.list
-    async with asyncio.timeout(15):
-        while condition(await world.node_object(), "Ready")[0] != "True":
-            await asyncio.sleep(0.1)
+    await world.eventually(is_ready)

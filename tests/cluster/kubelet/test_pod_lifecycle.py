@@ -10,6 +10,7 @@ from typing import Any
 from kubelet_world import World, main_state, ready, running, waiting_reason
 from lightkube.models.core_v1 import ConfigMap, Event, Pod, Secret
 from lightkube.models.meta_v1 import ObjectMeta
+from support.waiting import eventually
 
 from kernelet.agents.kubelet.plugins import ContainerState
 
@@ -20,6 +21,10 @@ async def exec_in(world: World, name: str, *command: str) -> str:
     container_id = str(pod.status.containerStatuses[0].containerID).removeprefix("docker://")
     result = await world.runtime.exec(container_id, command, 10)
     return result.output.decode()
+
+
+async def without(world: World, name: str = "") -> bool:
+    return not await world.has_container_of(name)
 
 
 async def reasons(world: World, name: str) -> list[str]:
@@ -77,9 +82,7 @@ async def test_a_pod_removed_by_force_is_torn_down(world: World) -> None:
     )
     await world.until("forced", ready)
     await world.client.delete(Pod, "forced", "default", grace_period=0)
-    async with asyncio.timeout(10):
-        while await world.containers():
-            await asyncio.sleep(0.05)
+    await world.eventually(lambda: without(world))
 
 
 async def test_a_container_that_crashes_is_restarted_at_once_then_backs_off(world: World) -> None:
@@ -102,9 +105,7 @@ async def test_pods_that_end_succeed_or_fail_by_restart_policy(world: World) -> 
     assert main_state(good["status"])["terminated"]["reason"] == "Completed"
     ended = main_state(bad["status"])["terminated"]
     assert (ended["exitCode"], ended["message"]) == (4, "because")
-    async with asyncio.timeout(5):
-        while world.network.attached:
-            await asyncio.sleep(0.02)
+    await eventually(lambda: not world.network.attached)
 
 
 async def test_init_containers_run_to_completion_one_after_the_other(world: World) -> None:
@@ -183,9 +184,14 @@ async def test_configuration_reaches_the_container_and_volumes_follow_their_sour
             ]
         },
     )
-    async with asyncio.timeout(10):
-        while "FailedMount" not in await reasons(world, "configured"):
-            await asyncio.sleep(0.1)
+
+    async def mount_failed() -> bool:
+        return "FailedMount" in await reasons(world, "configured")
+
+    async def follows() -> bool:
+        return await exec_in(world, "configured", "cat", "/c/word") == "bye"
+
+    await world.eventually(mount_failed)
     await world.client.create(ConfigMap(metadata=ObjectMeta(name="conf", **metadata), data={"word": "hello"}))
     await world.client.create(Secret(metadata=ObjectMeta(name="key", **metadata), data={"pin": "MTIzNA=="}))
     await world.until("configured", ready)
@@ -197,9 +203,24 @@ async def test_configuration_reaches_the_container_and_volumes_follow_their_sour
     assert "ndots:5" in await exec_in(world, "configured", "cat", "/etc/resolv.conf")
     assert list(world.config.memory.rglob("pin")), "secrets live in the memory folder"  # type: ignore[union-attr]
     await world.client.patch(ConfigMap, "conf", {"data": {"word": "bye"}}, "default")
-    async with asyncio.timeout(5):
-        while await exec_in(world, "configured", "cat", "/c/word") != "bye":
-            await asyncio.sleep(0.05)
+    await world.eventually(follows)
+
+
+async def test_a_sidecar_starts_before_the_others_and_does_not_keep_a_job_alive(world: World) -> None:
+    sidecar = {"name": "side", "image": world.image, "restartPolicy": "Always", "command": ["sh", "-c", "sleep 600"]}
+    spec = {"initContainers": [sidecar], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0}
+    await world.create("job", "sleep 0.5", spec=spec)
+    pod = await world.until("job", running)
+    assert "running" in pod["status"]["initContainerStatuses"][0]["state"]
+    await world.until("job", lambda status: status.get("phase") == "Succeeded")
+    await eventually(lambda: not world.network.attached)
+    assert all(one.state is ContainerState.EXITED for one in await world.containers())
+
+
+async def test_a_pod_past_its_active_deadline_fails(world: World) -> None:
+    await world.create("late", "sleep 600", spec={"activeDeadlineSeconds": 1, "terminationGracePeriodSeconds": 0})
+    pod = await world.until("late", lambda status: status.get("phase") == "Failed")
+    assert pod["status"]["reason"] == "DeadlineExceeded"
 
 
 async def test_the_death_of_the_sandbox_makes_the_pod_anew(world: World) -> None:
@@ -233,15 +254,30 @@ async def test_a_new_kubelet_adopts_what_runs_and_removes_what_is_gone(world: Wo
     await world.client.delete(Pod, "leaves", "default", grace_period=0)
     begun = time.monotonic()
     await world.start()
-    async with asyncio.timeout(10):
-        while any(one.labels["io.kernelet.pod.name"] == "leaves" for one in await world.containers()):
-            await asyncio.sleep(0.05)
+    await world.eventually(lambda: without(world, "leaves"))
     after = await world.client.raw.get(world.pods, "stays", "default")
     assert identity(after) == identity(before) and ready(after["status"])
     flaps = [one for one in after["status"]["conditions"] if one not in before["status"]["conditions"]]
     assert flaps == [], "readiness did not flap"
     crashed = await world.until("crashed", lambda status: status["containerStatuses"][0]["restartCount"] >= 2)
     assert time.monotonic() - begun < 15 and crashed["status"]["phase"] == "Running"
+
+
+async def test_a_kubelet_that_dies_while_it_starts_pods_leaves_no_doubles(world: World) -> None:
+    names = [f"mid{number}" for number in range(4)]
+    for name in names:
+        await world.create(name, "sleep 600", spec={"terminationGracePeriodSeconds": 0})
+    for _ in range(3):
+        await asyncio.sleep(0.25)
+        await world.crash()
+        await world.start()
+    found = [await world.until(name, ready) for name in names]
+    assert [one["status"]["containerStatuses"][0]["restartCount"] for one in found] == [0] * len(names)
+
+    async def no_doubles() -> bool:
+        return len(await world.containers()) == 2 * len(names)
+
+    await world.eventually(no_doubles)
 
 
 async def test_an_idle_kubelet_writes_no_status(world: World) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from kernelet.dataplane.proxy.nftables import NftablesEngine
-from kernelet.dataplane.routes import BackendFlag, Protocol, ServicePort, ServiceRoute
+from kernelet.dataplane.routes import Backend, BackendFlag, Protocol, ServicePort, ServiceRoute
 
 from .topology import NODE_ADDRESS, OUTSIDE_ADDRESS, Feed, Topology, service
 
@@ -220,12 +222,27 @@ def test_connections_are_counted_by_service(topology: Topology, engine: Nftables
 def test_no_connection_fails_while_backends_change_all_the_time(
     topology: Topology, engine: NftablesEngine, feed: Feed
 ) -> None:
-    pods = (topology.web1, topology.web2, topology.far)
-    engine.apply(feed.change(service("web", VIP, *(pod.backend() for pod in pods))))
-    for turn in range(300):
-        chosen = [pod.backend() for index, pod in enumerate(pods) if (turn % 7 + 1) & (1 << index)]
-        engine.apply(feed.change(service("web", VIP, *chosen)))
-        assert topology.client.ask(VIP, timeout=0.9) in {pod.address for pod in pods}
+    backends = [Backend(ip_address(topology.web1.address).packed, 9000 + number) for number in range(16)]
+    for backend in backends:
+        topology.web1.serve(backend.port)
+    engine.apply(feed.change(service("web", VIP, *backends)))
+    stopped = threading.Event()
+
+    def change() -> int:
+        count = 0
+        while not stopped.is_set():
+            engine.apply(feed.change(service("web", VIP, *(backends if count % 2 else backends[-1:]))))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor() as pool:
+        changes = pool.submit(change)
+        try:
+            for _ in range(1500):
+                assert topology.client.ask(VIP, timeout=0.9) == topology.web1.address
+        finally:
+            stopped.set()
+        assert changes.result(10) > 500
 
 
 def test_two_ports_of_a_service_are_routed_apart(topology: Topology, engine: NftablesEngine, feed: Feed) -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from lightkube.models.core_v1 import ConfigMap
 from lightkube.models.meta_v1 import ObjectMeta
 from support.apiserver import ApiServer
+from support.proxy import FaultyProxy
 from support.waiting import eventually
 
 from kernelet.core.client.client import Client
@@ -87,6 +89,21 @@ async def test_after_a_kill_of_the_server_the_watch_resumes_without_a_new_list_o
         expected = [f"+{when}-{round_}" for round_ in range(2) for when in ("before", "after")]
         assert seen.changes == expected
         assert informer.lists == 1
+
+
+async def test_a_connection_that_hangs_is_noticed_and_the_watch_resumes_on_another(
+    client: Client, namespace: str, shared_api_server: ApiServer
+) -> None:
+    async with FaultyProxy(shared_api_server.grpc_port) as proxy:
+        config = replace(client.config, address=f"127.0.0.1:{proxy.port}", keepalive=2.0)
+        far = Client(config)
+        informer, seen = informer_of(far, namespace)
+        async with far, running(informer):
+            await asyncio.wait_for(informer.synced(), 5)
+            proxy.strand()
+            await client.create(config_map("a", namespace))
+            assert await eventually(lambda: seen.changes == ["+a"]) < 5
+            assert informer.lists == 1
 
 
 async def test_a_new_list_tells_the_difference_as_changes(client: Client, namespace: str) -> None:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from controllers_world import Kubelet, World, deployment, replica_set, service, set_pod
+from controllers_world import Kubelet, World, deployment, replica_set, service, set_pod, template
 from lightkube.models.apps_v1 import Deployment, ReplicaSet
-from lightkube.models.core_v1 import ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount
+from lightkube.models.core_v1 import (
+    ConfigMap,
+    Endpoints,
+    Namespace,
+    Node,
+    Pod,
+    ReplicationController,
+    Service,
+    ServiceAccount,
+)
 from lightkube.models.discovery_v1 import Endpoint, EndpointSlice
 from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
 
 from kernelet.core.api.errors import NotFound
+from kernelet.core.api.models import to_model
 from kernelet.core.controllers.access import controller_of, deleting, labels_of, name_of, uid_of
 from kernelet.core.controllers.pods import active, node_name, ready
 
@@ -50,6 +60,10 @@ async def test_a_replica_set_has_as_many_pods_as_it_wants(world: World, space: s
 
 def _no_more_than(world: World, space: str, count: int) -> None:
     assert len(live(world, space)) <= count
+
+
+def _ready_count(owner: Any) -> int:
+    return (owner.status.readyReplicas if owner and owner.status else 0) or 0
 
 
 def _available(owner: Any) -> int:
@@ -335,3 +349,62 @@ async def test_pods_that_were_deleted_before_they_were_bound_do_not_linger(world
     await world.until(lambda: (found := world.get(Pod, "waits", space)) and deleting(found))
     await world.client.patch(Pod, "waits", {"metadata": {"finalizers": None}}, space)
     await world.until(lambda: world.get(Pod, "waits", space) is None)
+
+
+async def test_a_replication_controller_keeps_its_pods_as_a_replica_set_does(
+    world: World, space: str, kubelets: list[Kubelet]
+) -> None:
+    spec = {"replicas": 2, "template": template({"app": "web"})}
+    made = to_model(ReplicationController, {"metadata": {"name": "web", "namespace": space}, "spec": spec})
+    await world.client.create(made)
+    await world.until(lambda: len(ready_pods(world, space)) == 2)
+    await world.client.delete(Pod, name_of(ready_pods(world, space)[0]), space)
+    await world.until(lambda: len(ready_pods(world, space)) == 2)
+    assert {owner.kind for pod in live(world, space) if (owner := controller_of(pod))} == {"ReplicationController"}
+    await world.client.delete(ReplicationController, "web", space)
+    await world.until(lambda: not world.items(Pod, space))
+
+
+async def test_a_pod_is_available_only_after_it_has_been_ready_for_the_time_asked(
+    world: World, space: str, kubelets: list[Kubelet]
+) -> None:
+    await world.client.create(deployment("web", space, 1, minReadySeconds=2))
+    await world.until(lambda: len(ready_pods(world, space)) == 1)
+    await world.until(lambda: _ready_count(world.get(Deployment, "web", space)) == 1)
+    assert _available(world.get(Deployment, "web", space)) == 0
+    await world.until(lambda: _available(world.get(Deployment, "web", space)) == 1)
+
+
+async def test_an_update_without_progress_is_reported_when_its_deadline_has_passed_and_recovers(
+    world: World, space: str, kubelets: list[Kubelet]
+) -> None:
+    for kubelet in kubelets:
+        kubelet.becomes_ready = lambda pod: False
+    await world.client.create(deployment("web", space, 1, progressDeadlineSeconds=1))
+    await world.until(lambda: _progress(world, space) == "ProgressDeadlineExceeded")
+    for kubelet in kubelets:
+        kubelet.becomes_ready = lambda pod: True
+    await world.until(lambda: _progress(world, space) == "NewReplicaSetAvailable")
+
+
+async def test_scaling_in_the_middle_of_an_update_is_shared_between_old_and_new(
+    world: World, space: str, kubelets: list[Kubelet]
+) -> None:
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 2}}
+    await world.client.create(deployment("web", space, 4, strategy=rolling))
+    await world.until(lambda: _available(world.get(Deployment, "web", space)) == 4)
+    for kubelet in kubelets:
+        kubelet.becomes_ready = lambda pod: bool(pod.spec) and pod.spec.containers[0].image == "app:1"
+    container = {"name": "main", "image": "app:2"}
+    patch = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    await world.client.patch(Deployment, "web", patch, space)
+    await world.until(lambda: _wanted(world, space) == [2, 2])
+    await world.client.patch(Deployment, "web", {"spec": {"replicas": 8}}, space)
+    await world.until(lambda: _wanted(world, space) == [4, 4])
+    for kubelet in kubelets:
+        kubelet.becomes_ready = lambda pod: True
+    await world.until(lambda: _images(world, space) == ["app:2"] * 8)
+
+
+def _wanted(world: World, space: str) -> list[int]:
+    return sorted((entry.spec.replicas or 0) for entry in world.items(ReplicaSet, space) if entry.spec)

@@ -14,6 +14,7 @@ from lightkube.models.core_v1 import Namespace, Node, Pod
 from lightkube.models.meta_v1 import ObjectMeta
 from support.apiserver import ApiServer, free_ports
 
+from kernelet.core.api.models import to_model
 from kernelet.core.client.client import Client
 from kernelet.core.controllers.access import labels_of, name_of, uid_of
 from kernelet.core.controllers.manager import ManagerConfig, run_controllers
@@ -125,3 +126,21 @@ async def test_one_process_runs_controllers_scheduler_and_routes_and_stops_clean
             process.kill()
             await process.wait()
     assert "Traceback" not in log.read_text(), log.read_text()[-5000:]
+
+
+async def test_the_oldest_finished_pods_beyond_the_threshold_are_removed(api_server: ApiServer) -> None:
+    async with api_server.client() as client:
+        world = World(client)
+        await client.create(Namespace(metadata=ObjectMeta(name="jobs")))
+        spec = {"containers": [{"name": "main", "image": "app:1"}]}
+        for number in range(5):
+            name = f"done-{number}"
+            await client.create(to_model(Pod, {"metadata": {"name": name, "namespace": "jobs"}, "spec": spec}))
+            await client.patch(Pod, name, {"status": {"phase": "Succeeded"}}, "jobs", subresource="status")
+        tasks = [asyncio.create_task(informer.run()) for informer in world.informers.values()]
+        tasks.append(asyncio.create_task(run_controllers(client, ManagerConfig(terminated_pod_gc_threshold=2))))
+        await world.until(lambda: len(world.items(Pod)) == 5)
+        await world.until(lambda: len(world.items(Pod)) == 2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import Any
 
@@ -78,7 +79,7 @@ class Api:
     async def events(self, kind: str, count: int, namespace: str = "default", **options: Any) -> list[WatchEvent]:
         """The first `count` events of a watch."""
         found: list[WatchEvent] = []
-        async with aclosing(self.watch(kind, namespace, **options)) as events:
+        async with asyncio.timeout(10), aclosing(self.watch(kind, namespace, **options)) as events:
             async for event in events:
                 found.append(event)
                 if len(found) == count:

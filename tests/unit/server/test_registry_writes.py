@@ -5,11 +5,20 @@ import asyncio
 import pytest
 
 from kernelet.core.api import codec
-from kernelet.core.api.errors import AlreadyExists, BadRequest, Conflict, Forbidden, Invalid, NotFound
+from kernelet.core.api.errors import (
+    AlreadyExists,
+    BadRequest,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    ServiceUnavailable,
+)
 from kernelet.core.api.patch import JSON_PATCH
 from kernelet.core.security.users import User
 from kernelet.core.server.registry import Registry
 from kernelet.core.server.requests import WriteOptions
+from kernelet.core.store import Store
 
 from .helpers import Api, config_map, deployment, pod, service
 
@@ -218,3 +227,9 @@ async def test_a_node_writes_itself_and_no_other(registry: Registry) -> None:
         await node.create({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n2"}}, "")
     with pytest.raises(Forbidden):
         await node.create(config_map("a"))
+
+
+async def test_a_store_that_is_gone_is_reported_as_unavailable(api: Api, store: Store) -> None:
+    await store.close()
+    with pytest.raises(ServiceUnavailable, match="the store is unavailable"):
+        await api.create(config_map("a"))

@@ -178,7 +178,7 @@ async def test_a_watcher_of_a_quiet_prefix_learns_how_far_the_store_got(store: S
     async with aclosing(store.watch("/quiet/", await store.revision() + 1)) as watcher:
         for _ in range(2):
             written = await store.create(f"/busy/{_}", b"")
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(2):
                 batch = await anext(watcher)
             assert (batch.events, batch.revision) == ((), written.mod_revision)
 

@@ -164,7 +164,7 @@ async def test_compaction_bounds_the_file_and_lets_writes_through(tmp_path: Path
     # 8,000 values of 4 KiB were written, 101 are left.
     assert size < 16 << 20
     assert path.stat().st_size < 5 << 20
-    assert slowest < 0.5
+    assert slowest < 1
 
 
 async def test_compaction_leaves_no_row_of_what_was_deleted_or_replaced(tmp_path: Path) -> None:
