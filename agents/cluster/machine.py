@@ -14,6 +14,7 @@ from pathlib import Path
 from lightkube.models.core_v1 import Node
 
 from kernelet.agents.kubelet.dockerd import ensure_dockerd, mounts_below, stop_dockerd
+from kernelet.agents.kubelet.volumes import memory_root
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
 from kernelet.core.security.kubeconfig import load_kubeconfig
@@ -160,15 +161,16 @@ async def delete(name: str, say: Say, *, keep_dockerd: bool = False) -> None:
     say("removing its network namespaces")
     topology.delete_all(name)
     unmount(paths.state)
-    for folder in (paths.run, paths.state):
+    for folder in (paths.run, paths.state, memory_root(name)):
         if folder.exists():
             shutil.rmtree(folder)
     remove_cgroups(f"{name}.")
     if not existing_clusters() and not keep_dockerd:
         say("stopping dockerd")
         await stop_dockerd(DOCKER_DATA)
-        with suppress(OSError):
-            RUN_ROOT.rmdir()
+        for folder in (RUN_ROOT, memory_root("")):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 async def stop_processes(paths: ClusterPaths) -> None:

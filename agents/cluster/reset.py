@@ -35,6 +35,7 @@ async def reset() -> None:
     """Idempotent: a second run finds nothing. Raises where something cannot be removed, naming it."""
     from kernelet.agents.cluster import containers, machine, topology
     from kernelet.agents.kubelet.dockerd import stop_dockerd
+    from kernelet.agents.kubelet.volumes import memory_root
 
     for paths in _clusters():
         say(f"stopping the processes of cluster {paths.name}")
@@ -51,7 +52,7 @@ async def reset() -> None:
     machine.unmount(STATE_ROOT, RUN_ROOT)
     say("removing files")
     machine.remove_cgroups("")
-    for folder in (RUN_ROOT, STATE_ROOT, BPF_FOLDER):
+    for folder in (RUN_ROOT, STATE_ROOT, BPF_FOLDER, memory_root("")):
         if folder.exists():
             shutil.rmtree(folder)
 

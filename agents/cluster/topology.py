@@ -49,7 +49,8 @@ def create_control(cluster: str) -> None:
         name,
         [
             "link set lo up",
-            *([] if _has_link(name, BRIDGE) else [f"link add {BRIDGE} type bridge"]),
+            # A bridge without an address of its own takes the lowest of its ports', which changes as nodes come and go.
+            *([] if _has_link(name, BRIDGE) else [f"link add {BRIDGE} address {mac(GATEWAY)} type bridge"]),
             f"addr replace {GATEWAY}/{PREFIX_LENGTH} dev {BRIDGE}",
             f"link set {BRIDGE} up",
         ],
@@ -63,7 +64,7 @@ def create_node(cluster: str, node: str, address: str) -> None:
     if not (NETNS_ROOT / name).exists():
         _ip("netns", "add", name)
     if not _has_link(name, "eth0"):
-        _batch(control, [f"link add {port} type veth peer name eth0 netns {name}"])
+        _batch(control, [f"link add {port} type veth peer name eth0 address {mac(address)} netns {name}"])
     _batch(control, [f"link set {port} master {BRIDGE} up"])
     _batch(
         name,
@@ -93,6 +94,11 @@ def delete_all(cluster: str) -> list[str]:
 def namespaces() -> list[str]:
     """Names of all of Kernelet's network namespaces on this host."""
     return sorted(path.name for path in NETNS_ROOT.glob("kl-*")) if NETNS_ROOT.exists() else []
+
+
+def mac(address: str) -> str:
+    """Locally administered, and the same for the same address: a node that was off comes back with its own."""
+    return "02:4b:" + ":".join(f"{int(part):02x}" for part in address.split("."))
 
 
 def port_name(address: str) -> str:

@@ -1,7 +1,10 @@
-"""Tracked UDP flows that outlive the route they were made by.
+"""Tracked flows that outlive the route they were made by.
 
-A TCP connection ends with its backend. A UDP flow does not: as long as a client keeps sending, conntrack keeps the
-translation that the first packet got, to a backend that is gone, or to none where the service had not been there yet.
+Two kinds do. A UDP flow, for as long as its client keeps sending: conntrack keeps the translation that the first packet
+got, to a backend that is gone, or to none where the service had not been there yet. And a TCP connection that was never
+answered, for two minutes: its client's next SYN, and whoever is given the same source port by chance, would go to the
+backend that did not answer. Without its entry, that very next SYN is translated anew and reaches a backend that lives.
+An established TCP connection stays: it ends with its backend.
 """
 
 from __future__ import annotations
@@ -19,37 +22,42 @@ class StaleFlows:
     """Which flows a change leaves stale, collected frontend by frontend."""
 
     def __init__(self) -> None:
-        self._gone: dict[Family, set[tuple[bytes, int, bytes, int]]] = {}
-        """(service address or b"" for a node port, port, backend address, backend port)"""
+        self._gone: dict[Family, set[tuple[int, bytes, int, bytes, int]]] = {}
+        """(protocol, service address or b"" for a node port, port, backend address, backend port)"""
         self._new: dict[Family, set[tuple[bytes, int]]] = {}
-        """(service address or b"", port) of frontends that did not exist: flows to them are not translated yet."""
+        """(service address or b"", port) of UDP frontends that did not exist: flows to them are not translated yet."""
+        self._udp: set[Family] = set()
 
     def add(self, frontend: Frontend, old: Iterable[bytes] | None, new: Held | None) -> None:
         """A frontend goes from the backends `old` (None: it did not exist) to `new`."""
         kind, key = frontend
         length = kind.family.length
         address, rest = (key[:length], key[length:]) if kind.addressed else (b"", key)
-        if rest[0] != Protocol.UDP:
-            return
-        port = int.from_bytes(rest[4:6], "big")
-        if old is None:
-            self._new.setdefault(kind.family, set()).add((address, port))
-            return
-        for data in set(old).difference(new.slots if new else ()):
+        protocol, port = rest[0], int.from_bytes(rest[4:6], "big")
+        if protocol == Protocol.UDP:
+            self._udp.add(kind.family)
+            if old is None:
+                self._new.setdefault(kind.family, set()).add((address, port))
+        for data in set(old or ()).difference(new.slots if new else ()):
             backend = (data[:length], int.from_bytes(data[length : length + 2], "big"))
-            self._gone.setdefault(kind.family, set()).add((address, port, *backend))
+            self._gone.setdefault(kind.family, set()).add((protocol, address, port, *backend))
 
     def __iter__(self) -> Iterator[Family]:
         """The families that have any."""
         return iter(self._gone.keys() | self._new.keys())
 
+    def only_unanswered(self, family: Family) -> bool:
+        """Whether answered flows need not be looked at, which are nearly all there are."""
+        return family not in self._udp
+
     def match(self, family: Family, flow: Flow) -> bool:
         """Whether a tracked flow is stale."""
-        if flow.protocol != Protocol.UDP:
+        if flow.answered and flow.protocol != Protocol.UDP:
             return False
         places = ((flow.destination, flow.destination_port), (b"", flow.destination_port))
         gone = self._gone.get(family, set())
-        if any((*place, flow.reply_source, flow.reply_source_port) in gone for place in places):
+        if any((flow.protocol, *place, flow.reply_source, flow.reply_source_port) in gone for place in places):
             return True
         new = self._new.get(family, set())
-        return flow.reply_source == flow.destination and any(place in new for place in places)
+        untranslated = flow.protocol == Protocol.UDP and flow.reply_source == flow.destination
+        return untranslated and any(place in new for place in places)

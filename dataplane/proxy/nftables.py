@@ -242,11 +242,23 @@ class NftablesEngine:
         return flows
 
     def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
-        """Read from the kernel: (service address, protocol, port, backend address, backend port)."""
+        """Read from the kernel: (service address, protocol, port, backend address, backend port).
+
+        Also before start(), for a bystander who only looks. Raises EngineError where there are no routes to read.
+        """
+        if self._socket is not None:
+            return self._read_routes(self._socket)
+        with Socket() as netlink:
+            try:
+                return self._read_routes(netlink)
+            except NetlinkError as error:
+                raise EngineError(f"cannot read nftables table {TABLE}: {error}; does the proxy run here?") from error
+
+    def _read_routes(self, netlink: Socket) -> frozenset[tuple[bytes, int, int, bytes, int]]:
         found = set()
         for family in self._families:
             size = family.length
-            for key, data in self._netlink.elements(TABLE, family.number, BACKENDS):
+            for key, data in netlink.elements(TABLE, family.number, BACKENDS):
                 if isinstance(data, bytes):
                     port, backend_port = key[size + 4 : size + 6], data[size : size + 2]
                     found.add((key[:size], key[size], int.from_bytes(port), data[:size], int.from_bytes(backend_port)))
@@ -365,15 +377,16 @@ class NftablesEngine:
         return found
 
     def _delete_flows(self, flows: StaleFlows) -> None:
-        """Forgets tracked UDP flows that a change left stale. The routes are right all the same when this fails."""
+        """Forgets tracked flows that a change left stale. The routes are right all the same when this fails."""
         for family in flows:
             try:
-                count = delete_flows(self._netlink, family.number, partial(flows.match, family))
+                few = flows.only_unanswered(family)
+                count = delete_flows(self._netlink, family.number, partial(flows.match, family), only_unanswered=few)
             except (NetlinkError, TimeoutError) as error:
-                _log.warning("stale UDP flows stay until they time out: conntrack says: %s", error)
+                _log.warning("stale flows stay until they time out: conntrack says: %s", error)
             else:
                 if count:
-                    _log.info("forgot %d stale UDP flows", count)
+                    _log.info("forgot %d stale flows", count)
 
     # --- structure ----------------------------------------------------------------------------------------------------
 

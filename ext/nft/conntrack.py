@@ -11,7 +11,8 @@ from ._nft import NetlinkError, Socket
 
 _GET = 1 << 8 | 1
 _DELETE = 1 << 8 | 2
-_TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
+_TUPLE_ORIGINAL, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _STATUS_MASK = 1, 2, 3, 12, 18, 26
+_SEEN_REPLY = 1 << 1
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 
 
@@ -24,6 +25,8 @@ class Flow:
     destination_port: int
     reply_source: bytes
     reply_source_port: int
+    answered: bool
+    """A packet of the other side has been seen."""
 
 
 def _attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
@@ -46,27 +49,32 @@ def _endpoint(tuple_: bytes, source: bool) -> tuple[int, bytes, int]:
     return transport[1][0], address, struct.unpack(">H", port)[0]
 
 
-def _flow(original: bytes, reply: bytes) -> Flow:
+def _flow(original: bytes, reply: bytes, status: bytes) -> Flow:
     protocol, destination, port = _endpoint(original, source=False)
     _, reply_source, reply_port = _endpoint(reply, source=True)
-    return Flow(protocol, destination, port, reply_source, reply_port)
+    answered = bool(int.from_bytes(status, "big") & _SEEN_REPLY)
+    return Flow(protocol, destination, port, reply_source, reply_port, answered)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) & 3)
 
 
-def delete_flows(socket: Socket, family: int, match: Callable[[Flow], bool]) -> int:
+def delete_flows(socket: Socket, family: int, match: Callable[[Flow], bool], *, only_unanswered: bool = False) -> int:
     """Deletes the tracked flows of a family that `match` accepts; returns how many. Raises NetlinkError.
 
-    Reads the whole table of the family (about 2 microseconds an entry), so call it for rare events only. An entry is
+    Reads the whole table of the family (about 2 microseconds an entry), so call it for rare events only, or with
+    `only_unanswered`: then the kernel (since 5.19; older ones send all) sends none that got an answer. An entry is
     deleted by its id, so one that expired and whose tuple was taken by a new flow since is left alone.
     """
     deleted = 0
-    for body in socket.dump(_GET, family, b""):
+    wanted = b""
+    if only_unanswered:
+        wanted = _attribute(_STATUS, bytes(4)) + _attribute(_STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big"))
+    for body in socket.dump(_GET, family, wanted):
         values = dict(_attributes(body[4:]))
         original, reply = values.get(_TUPLE_ORIGINAL), values.get(_TUPLE_REPLY)
-        if original is None or reply is None or not match(_flow(original, reply)):
+        if original is None or reply is None or not match(_flow(original, reply, values.get(_STATUS, b""))):
             continue
         payload = _attribute(_TUPLE_ORIGINAL | 0x8000, original) + _attribute(_ID, values[_ID])
         if _ZONE in values:

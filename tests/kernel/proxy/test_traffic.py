@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -198,6 +199,24 @@ def test_a_udp_client_that_keeps_its_port_moves_to_another_backend(
     assert topology.client.namespace.ask_udp(VIP, 80, via=client) == topology.web1.address
     engine.apply(feed.change(service("dns", VIP, topology.web2.backend(), protocol=Protocol.UDP)))
     assert topology.client.namespace.ask_udp(VIP, 80, via=client) == topology.web2.address
+
+
+def test_a_connection_attempt_to_a_backend_that_does_not_answer_moves_on_once_that_is_removed(
+    topology: Topology, engine: NftablesEngine, feed: Feed
+) -> None:
+    """A node that lost its power answers nothing: the next SYN of the same attempt must reach a backend that lives."""
+    engine.apply(feed.change(service("web", VIP, topology.web1.backend())))
+    topology.web1.namespace.ip(f"route add blackhole {topology.client.address}/32")
+    try:
+        attempt = topology.client.namespace.open()
+        attempt.setblocking(False)
+        assert attempt.connect_ex((VIP, 80)) == errno.EINPROGRESS
+        engine.apply(feed.change(service("web", VIP, topology.web2.backend())))
+        attempt.settimeout(5)  # the second SYN comes after one second, the third after three (RFC 6298)
+        with attempt, attempt.makefile() as stream:
+            assert stream.readline().strip() == topology.web2.address
+    finally:
+        topology.web1.namespace.ip(f"route del blackhole {topology.client.address}/32")
 
 
 def test_a_udp_client_that_was_there_before_the_service_is_translated_too(
