@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from kernelet.dataplane.proxy import create_engine
@@ -15,6 +16,7 @@ from kernelet.dataplane.routes import Delta, RouteTable
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
 
 class ProxyAgent:
@@ -23,6 +25,7 @@ class ProxyAgent:
     def __init__(self, engine_name: str, config: EngineConfig) -> None:
         self._engine: Engine = create_engine(engine_name, config)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._applied = asyncio.Event()
 
     async def start(self) -> None:
         """Makes the kernel ready, keeping the routes it holds. Raises EngineError."""
@@ -31,27 +34,51 @@ class ProxyAgent:
     async def apply(self, delta: Delta, table: RouteTable) -> None:
         """Raises EngineError when the kernel does not hold the delta's version."""
         await self._call(lambda: self._engine.apply(delta))
+        self._applied.set()
 
     async def watch(self) -> None:
-        """Repairs what others change in the kernel, until cancelled."""
+        """Repairs what others change in the kernel, until cancelled.
+
+        What cannot be repaired is tried again with the next change, and after a growing pause without one.
+        """
         changed = asyncio.Event()
+        pause: float | None = None
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._engine.watch_foreign_changes(changed.set))
+            tasks.create_task(self._engine.watch_foreign_changes(changed.set), name="foreign changes")
+            tasks.create_task(self._keep_tidy(), name="tidy")
             while True:
-                await changed.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await changed.wait()
                 changed.clear()
-                try:
-                    count = await self._call(self._engine.repair)
-                except EngineError as error:
-                    log.warning("routes not repaired, next try with the next change: %s", error)
-                    continue
-                if count:
-                    log.warning("repaired the routes elements=%d", count)
+                if await self._repair_or_warn():
+                    pause = None
+                else:
+                    pause = FIRST_PAUSE if pause is None else min(pause * 2, LONGEST_PAUSE)
+
+    async def _repair_or_warn(self) -> bool:
+        try:
+            count = await self._call(self._engine.repair)
+        except EngineError as error:
+            log.warning("routes not repaired, it is tried again: %s", error)
+            return False
+        if count:
+            log.warning("repaired the routes elements=%d", count)
+        return True
+
+    async def _keep_tidy(self) -> None:
+        """After the acknowledgement, and once for all versions that came meanwhile."""
+        while True:
+            await self._applied.wait()
+            self._applied.clear()
+            await self._call(self._engine.tidy)
 
     async def close(self) -> None:
         """Releases the engine; the kernel keeps its routes."""
-        await self._call(self._engine.close)
-        self._thread.shutdown()
+        try:
+            await self._call(self._engine.close)
+        finally:
+            self._thread.shutdown(wait=False)
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

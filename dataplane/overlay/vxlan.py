@@ -28,8 +28,8 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ..routes import Peer
+from ..rtevents import RTM_DELADDR, RTM_NEWADDR, KernelEvents, Notice
 from .backend import Attachment, OverlayConfig, OverlayError
-from .events import RTM_DELADDR, RTM_NEWADDR, KernelEvents, Notice
 
 log = logging.getLogger(__name__)
 

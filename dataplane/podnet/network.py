@@ -8,6 +8,9 @@ gives it the MAC that every host side has, so there is no ARP at all. The node h
 neighbour a pod. Cost: one route, one neighbour, one link a pod; nothing grows with the number of nodes.
 
 The host side is named by a hash of the pod's id, so the kernel alone says which pod holds which address.
+
+What others take away (a flushed ruleset, a route, neighbour or address) is put back by `watch`, which is told by
+rtnetlink and nftables; a pod's own links are not made anew, since a pod without its link needs a new sandbox.
 """
 
 from __future__ import annotations
@@ -16,17 +19,19 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from kernelet.ext import netns
 
+from ..rtevents import RTM_DELADDR, RTM_DELNEIGH, RTM_DELROUTE, KernelEvents, Notice
 from . import ruleset
 from .addresses import AddressPool
 
@@ -39,8 +44,13 @@ POD_LINK = "eth0"
 DEFAULT_MTU = 1450
 """1500 less the 50 bytes of VXLAN over IPv4."""
 _HASH_DIGITS = 11
-_EEXIST, _ENODEV, _ESRCH = 17, 19, 3
+_ENODEV = 19
 _SCOPE_LINK = 253
+_IPV4, _MAIN_TABLE = 2, 254
+_NUD_PERMANENT = 0x80
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+
+T = TypeVar("T")
 
 
 class PodNetworkError(Exception):
@@ -94,20 +104,47 @@ class PodNet:
         return str(self._pool.gateway)
 
     async def start(self) -> None:
-        """Makes the node a router for its pods and learns from the kernel which addresses are taken."""
-        if self._ipr is None:
-            self._ipr = await AsyncIPRoute().__aenter__()
+        """Makes the node a router for its pods and learns from the kernel which addresses are taken.
+
+        Raises PodNetworkError where the kernel refuses.
+        """
+        await self._locked(self._start)
+
+    async def _start(self) -> None:
+        await self._ensure_router()
+        await self._recover()
+
+    async def _ensure_router(self) -> None:
         _write_sysctls()
         ruleset.apply(ruleset.ruleset(self._config.pod_cidr, self._config.cluster_cidr))
-        loopback = (await self._ipr.link_lookup(ifname="lo"))[0]
-        await self._ipr.link("set", index=loopback, state="up")
+        loopback = (await self._netlink.link_lookup(ifname="lo"))[0]
+        await self._netlink.link("set", index=loopback, state="up")
         # On lo, since pods have no common link: the source address of what the node itself sends to pods.
-        await self._ipr.addr("replace", index=loopback, address=self.gateway, prefixlen=32)
-        await self._recover()
+        await self._netlink.addr("replace", index=loopback, address=self.gateway, prefixlen=32)
+
+    async def _locked(self, work: Callable[[], Awaitable[T]]) -> T:
+        """One at a time, with an open socket. Raises PodNetworkError for whatever the kernel refuses."""
+        async with self._lock:
+            try:
+                if self._ipr is None:
+                    self._ipr = await AsyncIPRoute().__aenter__()
+                return await work()
+            except (NetlinkError, ruleset.RulesetError) as error:
+                raise PodNetworkError(f"pod subnet {self._config.pod_cidr}: the kernel refused: {error}") from error
+            except OSError as error:
+                # pyroute2 keeps an error for good: this socket is of no use any more, the next call opens another.
+                await self._release()
+                raise PodNetworkError(f"pod subnet {self._config.pod_cidr}: {error}") from error
+
+    async def _release(self) -> None:
+        ipr, self._ipr = self._ipr, None
+        if ipr is not None:
+            with suppress(OSError):
+                await ipr.__aexit__(None, None, None)
 
     async def _recover(self) -> None:
         names = {index: name for name, index in (await self._links()).items()}
-        async for route in await self._netlink.get_routes(family=2, table=254):
+        async for route in await self._netlink.get_routes(family=_IPV4, table=_MAIN_TABLE):
             name = names.get(route.get("oif") or 0)
             if name is None or route["dst_len"] != 32:
                 continue
@@ -131,26 +168,30 @@ class PodNet:
     async def attach(self, pod_id: str, pid: int) -> Attached:
         """Wires the network namespace of process `pid` for a pod; what is wired already is returned as it is.
 
-        Raises PodNetworkError when the process is gone, and AddressesExhausted.
+        Raises PodNetworkError when the process is gone or shares this node's namespace, and AddressesExhausted.
         """
+        return await self._locked(lambda: self._attach(pod_id, pid))
+
+    async def _attach(self, pod_id: str, pid: int) -> Attached:
         name = link_name(pod_id)
-        async with self._lock:
-            known = self._attached.get(name)
-            if known is not None and name in await self._links() and await asyncio.to_thread(_holds, pid, known):
-                return self._result(known)
-            await self._drop(name)
-            address = self._pool.take()
-            try:
-                await self._wire(name, pid, address)
-            except (NetlinkError, OSError) as error:
-                self._pool.release(address)
-                await self._delete_link(name)
+        known = self._attached.get(name)
+        index = (await self._links()).get(name)
+        if known is not None and index is not None and await asyncio.to_thread(_holds, pid, known):
+            await self._wire_node_side(index, known)
+            return self._result(known)
+        await self._drop(name)
+        address = self._pool.take()
+        try:
+            await self._wire(name, pid, address)
+        except BaseException as error:
+            # Also when cancelled: half a wire would hold the name.
+            await self._delete_link(name)
+            self._pool.release(address)
+            if isinstance(error, NetlinkError | OSError):
                 raise PodNetworkError(f"pod {pod_id}: cannot wire the network of process {pid}: {error}") from error
-            except BaseException:
-                self._pool.release(address)
-                raise
-            self._attached[name] = address
-            return self._result(address)
+            raise
+        self._attached[name] = address
+        return self._result(address)
 
     def _result(self, address: IPv4Address) -> Attached:
         return Attached((str(address),), self.gateway)
@@ -158,6 +199,8 @@ class PodNet:
     async def _wire(self, name: str, pid: int, address: IPv4Address) -> None:
         fd = netns.open_of_pid(pid)
         try:
+            if os.path.samestat(os.fstat(fd), Path("/proc/thread-self/ns/net").stat()):
+                raise PodNetworkError(f"process {pid} shares this node's own network namespace and cannot be wired")
             await self._netlink.link(
                 "add",
                 ifname=name,
@@ -166,10 +209,14 @@ class PodNet:
                 mtu=self._config.mtu,
                 peer={"ifname": POD_LINK, "net_ns_fd": fd, "address": pod_mac(address), "mtu": self._config.mtu},
             )
-            index = (await self._netlink.link_lookup(ifname=name))[0]
-            await asyncio.to_thread(netns.run_in, fd, lambda: _configure_pod_side(address))
         finally:
             os.close(fd)
+        index = (await self._netlink.link_lookup(ifname=name))[0]
+        await asyncio.to_thread(_in_namespace_of, pid, lambda: _configure_pod_side(address))
+        await self._wire_node_side(index, address)
+
+    async def _wire_node_side(self, index: int, address: IPv4Address) -> None:
+        """Idempotent."""
         await self._netlink.link("set", index=index, state="up")
         await self._netlink.neigh(
             "replace", ifindex=index, dst=str(address), lladdr=pod_mac(address), state="permanent"
@@ -178,8 +225,7 @@ class PodNet:
 
     async def detach(self, pod_id: str) -> None:
         """Removes the pod's link and releases its address; no error when it is gone already."""
-        async with self._lock:
-            await self._drop(link_name(pod_id))
+        await self._locked(lambda: self._drop(link_name(pod_id)))
 
     async def _drop(self, name: str) -> None:
         await self._delete_link(name)
@@ -198,10 +244,63 @@ class PodNet:
     async def reconcile(self, pod_ids: Iterable[str]) -> None:
         """Releases what belongs to none of these pods."""
         wanted = {link_name(pod_id) for pod_id in pod_ids}
-        async with self._lock:
-            for name in (set(await self._links()) | set(self._attached)) - wanted:
-                log.info("removing the link of a pod that is gone link=%s", name)
-                await self._drop(name)
+        await self._locked(lambda: self._keep_only(wanted))
+
+    async def _keep_only(self, wanted: set[str]) -> None:
+        for name in (set(await self._links()) | set(self._attached)) - wanted:
+            log.info("removing the link of a pod that is gone link=%s", name)
+            await self._drop(name)
+
+    async def repair(self) -> int:
+        """Puts back the ruleset, the node's address and the node's side of every pod; returns how many pods lacked it.
+
+        Raises PodNetworkError.
+        """
+        return await self._locked(self._repair)
+
+    async def _repair(self) -> int:
+        await self._ensure_router()
+        routes = [route async for route in await self._netlink.get_routes(family=_IPV4, table=_MAIN_TABLE)]
+        routed = {(route.get("oif"), route.get("dst")) for route in routes if route["dst_len"] == 32}
+        entries = [entry async for entry in await self._netlink.get_neighbours(family=_IPV4)]
+        known = {(entry["ifindex"], entry.get("dst")) for entry in entries if entry["state"] & _NUD_PERMANENT}
+        count = 0
+        for name, index in (await self._links()).items():
+            address = self._attached.get(name)
+            if address is not None and not {(index, str(address))} <= routed & known:
+                await self._wire_node_side(index, address)
+                count += 1
+        return count
+
+    def _concerns(self, notice: Notice) -> bool:
+        """Removals only: whatever this node itself adds needs no look."""
+        return notice.type in (RTM_DELADDR, RTM_DELNEIGH) or (
+            notice.type == RTM_DELROUTE and notice.destination.endswith("/32")
+        )
+
+    async def watch(self) -> None:
+        """Puts back what others remove, told by rtnetlink and nftables, until cancelled.
+
+        What cannot be put back is tried again with the next removal, and after a growing pause without one.
+        """
+        changed = asyncio.Event()
+        changed.set()
+        pause: float | None = None
+        with KernelEvents(self._concerns, changed.set), ruleset.Watch(changed.set):
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await changed.wait()
+                changed.clear()
+                try:
+                    count = await self.repair()
+                except PodNetworkError as error:
+                    log.warning("pod network not repaired, it is tried again: %s", error)
+                    pause = FIRST_PAUSE if pause is None else min(pause * 2, LONGEST_PAUSE)
+                    continue
+                pause = None
+                if count:
+                    log.warning("repaired the pod network pods=%d", count)
 
     def status(self) -> dict[str, str]:
         """Link name -> address of what is attached."""
@@ -209,18 +308,19 @@ class PodNet:
 
     async def close(self, *, keep: bool = True) -> None:
         """Releases sockets; with keep=False also removes links, address and ruleset."""
-        if self._ipr is None:
-            return
         if not keep:
-            await self.reconcile(())
-            ruleset.remove()
-            loopback = (await self._ipr.link_lookup(ifname="lo"))[0]
-            try:
-                await self._ipr.addr("del", index=loopback, address=self.gateway, prefixlen=32)
-            except NetlinkError as error:
-                log.info("the node's pod gateway address was gone already: %s", error)
-        await self._ipr.__aexit__(None, None, None)
-        self._ipr = None
+            await self._locked(self._remove)
+        async with self._lock:
+            await self._release()
+
+    async def _remove(self) -> None:
+        await self._keep_only(set())
+        ruleset.remove()
+        loopback = (await self._netlink.link_lookup(ifname="lo"))[0]
+        try:
+            await self._netlink.addr("del", index=loopback, address=self.gateway, prefixlen=32)
+        except NetlinkError as error:
+            log.info("the node's pod gateway address was gone already: %s", error)
 
 
 def _write_sysctls() -> None:
@@ -255,10 +355,18 @@ def _holds(pid: int, address: IPv4Address) -> bool:
         return str(address) in found
 
     try:
-        fd = netns.open_of_pid(pid)
+        return _in_namespace_of(pid, look)
     except FileNotFoundError:
         return False
+
+
+def _in_namespace_of(pid: int, work: Callable[[], T]) -> T:
+    """Runs `work` in the process's network namespace; blocks. Raises FileNotFoundError once it is gone.
+
+    Opens the namespace itself: a cancelled caller must not close a descriptor under the thread that uses it.
+    """
+    fd = netns.open_of_pid(pid)
     try:
-        return netns.run_in(fd, look)
+        return netns.run_in(fd, work)
     finally:
         os.close(fd)

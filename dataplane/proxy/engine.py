@@ -53,6 +53,13 @@ class Engine(Protocol):
         """
         ...
 
+    def tidy(self) -> None:
+        """Does what `apply` left for after the acknowledgement: nothing that decides where a new connection goes.
+
+        It ends connection attempts to backends that are gone and never answered, so that they start anew.
+        """
+        ...
+
     def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
         """What the kernel holds, read back: (cluster IP, protocol, port, backend address, backend port)."""
         ...

@@ -46,6 +46,12 @@ class StaleFlows:
         """The families that have any."""
         return iter(self._gone.keys() | self._new.keys())
 
+    def merge(self, other: StaleFlows, family: Family) -> None:
+        """Takes over what another collection holds of one family."""
+        self._gone.setdefault(family, set()).update(other._gone.get(family, ()))
+        self._new.setdefault(family, set()).update(other._new.get(family, ()))
+        self._udp |= other._udp & {family}
+
     def only_unanswered(self, family: Family) -> bool:
         """Whether answered flows need not be looked at, which are nearly all there are."""
         return family not in self._udp

@@ -128,6 +128,7 @@ class NftablesEngine:
         self._socket: Socket | None = None
         self._events: Events | None = None
         self._nft: Nft | None = None
+        self._untidy = StaleFlows()
         self.written = 0
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -377,16 +378,33 @@ class NftablesEngine:
         return found
 
     def _delete_flows(self, flows: StaleFlows) -> None:
-        """Forgets tracked flows that a change left stale. The routes are right all the same when this fails."""
+        """Forgets tracked flows that a change left stale: UDP ones now, the rest is for `tidy`.
+
+        A UDP client that keeps sending would reach the old backend for ever. Unanswered TCP attempts only matter where
+        a backend died, and reading the table takes milliseconds, which every acknowledgement would wait for.
+        """
         for family in flows:
-            try:
-                few = flows.only_unanswered(family)
-                count = delete_flows(self._netlink, family.number, partial(flows.match, family), only_unanswered=few)
-            except (NetlinkError, TimeoutError) as error:
-                _log.warning("stale flows stay until they time out: conntrack says: %s", error)
+            if flows.only_unanswered(family):
+                self._untidy.merge(flows, family)
             else:
-                if count:
-                    _log.info("forgot %d stale flows", count)
+                self._delete_flows_of(family, flows)
+
+    def tidy(self) -> None:
+        """See the contract."""
+        flows, self._untidy = self._untidy, StaleFlows()
+        for family in flows:
+            self._delete_flows_of(family, flows)
+
+    def _delete_flows_of(self, family: Family, flows: StaleFlows) -> None:
+        """The routes are right all the same when this fails."""
+        match, few = partial(flows.match, family), flows.only_unanswered(family)
+        try:
+            count = delete_flows(self._netlink, family.number, match, only_unanswered=few)
+        except (NetlinkError, TimeoutError) as error:
+            _log.warning("stale flows stay until they time out: conntrack says: %s", error)
+        else:
+            if count:
+                _log.info("forgot %d stale flows", count)
 
     # --- structure ----------------------------------------------------------------------------------------------------
 

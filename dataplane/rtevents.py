@@ -1,4 +1,4 @@
-"""rtnetlink's notifications (rtnetlink(7)), reduced to "something the overlay depends on may have changed".
+"""rtnetlink's notifications (rtnetlink(7)), reduced to "something we depend on may have changed".
 
 pyroute2's listener decodes every message into an object tree and, when the kernel reports lost notifications (ENOBUFS),
 closes itself without telling whoever waits for it. Here a notification costs a look at a few bytes, most are dropped at
