@@ -135,6 +135,7 @@ def control_plane_units(plane: ControlPlane, netns: str = "", listen: str = "") 
         "--bind", "0.0.0.0",
         "--routes-port", str(ROUTES_PORT),
         "--advertise-address", plane.address,
+        "--routes-socket", str(paths.run / "routes.sock"),
     ]  # fmt: skip
     units = [Unit("apiserver", tuple(apiserver), netns, listen), Unit("controllers", tuple(controllers), netns)]
     return [_etcd_unit(paths, netns), *units] if own_etcd else units

@@ -54,6 +54,7 @@ class RoutesFlags:
     advertise: str
     cert: str
     key: str
+    socket: str = ""
 
 
 async def serve(connection: ClientConfig, config: ManagerConfig, routes: RoutesFlags, parts: tuple[str, ...]) -> None:
@@ -98,6 +99,7 @@ async def _run_routes(client: Client, flags: RoutesFlags) -> None:
         ca_pem=connection.ca_pem,
         cert_pem=read(flags.cert) or connection.cert_pem,
         key_pem=read(flags.key) or connection.key_pem,
+        socket=flags.socket,
     )
     address = flags.advertise or own_address(flags.bind)
     elector = LeaderElector(client, LEASE_NAME, address=join_address(address, flags.port))
@@ -173,6 +175,7 @@ async def _until_stopped(
 @click.option("--advertise-address", default="", help="Where nodes reach the route feed; default: this host's address.")
 @click.option("--routes-cert", default="", metavar="FILE", help="The route feed's certificate; default: the client's.")
 @click.option("--routes-key", default="", metavar="FILE", help="Its key.")
+@click.option("--routes-socket", default="", metavar="PATH", help="Also serve the route feed on this unix socket.")
 @click.option("--log-level", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
 def command(
     kubeconfig: str,
@@ -193,6 +196,7 @@ def command(
     advertise_address: str,
     routes_cert: str,
     routes_key: str,
+    routes_socket: str,
     log_level: str,
 ) -> None:
     """Run the controllers, the scheduler and the routes server."""
@@ -215,7 +219,7 @@ def command(
         )
         config.networks()
         connection = Connection(kubeconfig, server, ca, cert, key).load()
-        routes = RoutesFlags(bind, routes_port, advertise_address, routes_cert, routes_key)
+        routes = RoutesFlags(bind, routes_port, advertise_address, routes_cert, routes_key, routes_socket)
         asyncio.run(_until_stopped(connection, config, routes, parse_parts(only)))
     except (ValueError, OSError, KubeconfigError) as error:
         raise click.ClickException(str(error)) from error

@@ -26,7 +26,8 @@ have the same *number* of backends have their whole logic in common::
     services   10.96.0.1 . tcp . 80      : 3
     lb_chains  3                         : goto lb3
     backends   10.96.0.1 . tcp . 80 . 0  : 10.244.1.7 . 8080       slots are dense: 0, 1, 2
-    chain lb3 { dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @backends }
+    chain lb3 { meta priority set numgen random mod 3
+                dnat ip to ip daddr . meta l4proto . th dport . meta priority map @backends }
 
 Node ports are the same without the address (`nodeports`, `nodeport_backends`, `np<N>`). Clients outside the cluster
 first meet the `local_` twins of these maps, which hold services with externalTrafficPolicy Local and only this node's
@@ -56,8 +57,9 @@ Details that matter
 * Slots come from what the kernel holds, so that a restarted agent finds nothing to write.
 * Masquerading is asked for by a packet mark that lives from prerouting or output until postrouting: node ports, and
   service addresses where the client is no pod. A pod that meets itself is found by the `hairpin` set.
-* The number of backends travels from the lookup to the verdict map in the packet's priority, the one field of a first
-  packet that nobody has a use for at that point; the chain sets it back to 0.
+* The number of backends travels from the lookup to the verdict map in the packet's priority, and the slot from the
+  random choice to the backend: the one field of a first packet that nobody has a use for at that point, and one whose
+  type nft can list (`nft list ruleset` of nft 1.0.6 aborts on a map with an untyped number). Postrouting sets it back.
 * Session affinity would be one more verdict, `goto af<N>`, whose chain asks a dynamic map before it chooses; routes
   carry `affinity_seconds` for it, which this engine ignores.
 * Counters count connections only, as packets of known connections pass no chain; node ports have none.

@@ -31,7 +31,7 @@ REJECT = "reject_new"
 NONE, DROP = (number.to_bytes(4, sys.byteorder) for number in (0, 0xFFFFFFFF))
 """In place of a number of backends: refuse, and drop."""
 
-_TYPE_INTEGER, _TYPE_IP, _TYPE_IP6, _TYPE_SERVICE = 4, 7, 8, 13
+_TYPE_IP, _TYPE_IP6, _TYPE_SERVICE = 7, 8, 13
 """nft's datatype numbers (include/datatype.h of nftables)."""
 _PROTOCOL, _COUNT = (12, 4), (23, 4)
 """inet_proto, and classid: what nft takes a packet's priority for."""
@@ -121,11 +121,11 @@ def chooser(kind: Kind, count: int) -> str:
     Slot 0 exists as long as there is any backend, so the second rule takes what the first one missed: no connection
     is lost to a change.
     """
-    choose = f"meta l4proto {{ tcp, udp, sctp }} dnat {kind.family.name} to {kind.key} . numgen"
+    choose = f"meta l4proto {{ tcp, udp, sctp }} dnat {kind.family.name} to {kind.key} . meta priority"
     return (
         f"  chain {kind.chain}{count} {{\n"
-        f"    meta priority set 0 {choose} random mod {count} map @{kind.backends}\n"
-        f"    {choose} inc mod 1 map @{kind.backends}\n"
+        f"    meta priority set numgen random mod {count} {choose} map @{kind.backends}\n"
+        f"    meta priority set 0 {choose} map @{kind.backends}\n"
         f"    goto {REJECT}\n"
         "  }\n"
     )
@@ -134,18 +134,17 @@ def chooser(kind: Kind, count: int) -> str:
 def add_sets(batch: Batch, family: Family) -> None:
     """Makes the family's sets and maps in a table that exists; a set of that name and another type fails with EEXIST.
 
-    They are not declared as text: nft 1.0.6 can declare the backend maps (`typeof ... . numgen random mod 2`), but then
-    rejects every later rule that uses such a map ("conflicting protocols specified: tcp vs. th"), since it misreads the
-    type that it stored with the map.
+    Slots have the type of a packet's priority, in which the random number rests: a number without a type of its own
+    (`typeof ... . numgen random mod 2`) is one that nft 1.0.6 can declare, but neither use in a later rule nor list.
     """
     address = (_TYPE_IP if family is IP else _TYPE_IP6, family.length)
-    port, slot = (_TYPE_SERVICE, 4), (_TYPE_INTEGER, 4)
+    port = (_TYPE_SERVICE, 4)
     for kind in KINDS[family]:
         key = [address, _PROTOCOL, port] if kind.addressed else [_PROTOCOL, port]
         batch.add_set(TABLE, family.number, kind.frontends, *_concatenation(key), *_COUNT)
         batch.add_set(TABLE, family.number, kind.chains, *_COUNT, "verdict")
         batch.add_set(
-            TABLE, family.number, kind.backends, *_concatenation([*key, slot]), *_concatenation([address, port])
+            TABLE, family.number, kind.backends, *_concatenation([*key, _COUNT]), *_concatenation([address, port])
         )
     batch.add_set(TABLE, family.number, HAIRPIN, *_concatenation([address, address]))
     batch.add_set(TABLE, family.number, TRAFFIC, *_concatenation([address, _PROTOCOL, port]), counter=True)
@@ -212,6 +211,7 @@ def _chains(family: Family, config: EngineConfig) -> str:
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
+    ct status dnat meta priority set 0
     meta mark & {MASQUERADE_MARK:#x} != 0 {unmark} masquerade fully-random
     {ip} saddr . {ip} daddr @{HAIRPIN} masquerade fully-random
   }}

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.netns import run
 
 from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.nftables import NftablesEngine
@@ -68,6 +69,13 @@ def restarted(topology: Topology, engine: NftablesEngine) -> Iterator[NftablesEn
         yield made
     finally:
         made.close()
+
+
+def test_a_person_can_list_the_rules_with_nft(topology: Topology, engine: NftablesEngine, feed: Feed) -> None:
+    engine.apply(feed.change(service("web", "10.96.0.1", topology.web1.backend(), node_port=30080)))
+    listed = run("ip", "netns", "exec", topology.node.name, "nft", "list", "ruleset")
+    assert "10.96.0.1 . tcp . 80" in listed
+    assert f"{topology.web1.address} . 8080" in listed
 
 
 def test_one_changed_endpoint_writes_a_few_elements_however_many_there_are(
