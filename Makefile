@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
-C_SOURCES := $(shell git ls-files '*.c' '*.h')
+C_SOURCES := $(shell git ls-files '*.c' '*.h' 2>/dev/null)
 SHELL_SOURCES := packaging/setup.sh .ci/run
 
 .PHONY: help setup demo test test-unit test-kernel test-cluster lint format bench wheel clean

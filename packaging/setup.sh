@@ -9,6 +9,9 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 names_in() { sed 's/#.*//' "$1" | xargs -n1; }
 
+# Shows a command's output only when it fails.
+quietly() { "$@" >build/setup.log 2>&1 || { cat build/setup.log >&2; fail "this failed, its output is above: $*"; }; }
+
 policy_made=""
 clean_up() { [ -z "$policy_made" ] || rm -f /usr/sbin/policy-rc.d; }
 trap clean_up EXIT
@@ -68,15 +71,14 @@ make_venv() {
     step "Python packages: installing into .venv"
     # Debian's interpreter, since the modules nftables and bcc exist only as Debian packages.
     [ -x .venv/bin/python ] || /usr/bin/python3 -m venv --system-site-packages .venv
-    .venv/bin/python -m pip install -q --upgrade pip 'setuptools>=77' wheel cython cffi grpcio-tools mypy-protobuf
-    .venv/bin/python -m pip install -q --no-build-isolation -e '.[dev,plot]'
+    quietly .venv/bin/python -m pip install -q --upgrade pip 'setuptools>=77' wheel cython cffi grpcio-tools mypy-protobuf
+    quietly .venv/bin/python -m pip install -q --no-build-isolation -e '.[dev,plot]'
     echo "$want" >"$stamp"
 }
 
 build_modules() {
     step "gRPC stubs, BPF objects, Cython and cffi modules: building"
-    .venv/bin/python setup.py -q build_proto build_bpf build_ext --inplace >build/ext.log 2>&1 ||
-        { cat build/ext.log >&2; fail "the build failed; its output is above"; }
+    quietly .venv/bin/python setup.py -q build_proto build_bpf build_ext --inplace
     # Type checkers and import linters see the packages under their import root here.
     mkdir -p build/tree/kernelet
     local top

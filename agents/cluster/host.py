@@ -70,17 +70,17 @@ async def join(server: str, token: str, address: str, node: str) -> None:
     identity = build.NodeIdentity(paths, node, address, docker_socket)
     if not (paths.node(node) / "kubeconfig").exists():
         say(f"asking {server} for a certificate")
-        ca, cert, key = await _certificate(server, JoinToken.parse(token), node, address)
+        ca, cert, key = await _certificate(server, JoinToken.parse(token), node)
         build.write_node_files(identity, server, ca, cert, key)
     spec = ClusterSpec(paths.name, "host", 0, docker_socket, (build.node_unit(identity),), (NodeSpec(node, address),))
     spec.save(paths.spec)
     await _supervise(paths, spec, asyncio.sleep(0), lambda: click.echo(f"{node} is joining the cluster at {server}"))
 
 
-async def _certificate(server: str, token: JoinToken, node: str, address: str) -> tuple[bytes, bytes, bytes]:
+async def _certificate(server: str, token: JoinToken, node: str) -> tuple[bytes, bytes, bytes]:
     """CA, certificate and key of a node. Raises TokenError, ApiError."""
     ca = await asyncio.to_thread(fetch_pinned_ca, f"https://{server}:{build.REST_PORT}", token)
-    csr, key = make_csr(f"system:node:{node}", ["system:nodes"], [node, address])
+    csr, key = make_csr(f"system:node:{node}", ["system:nodes"], [node])
     config = ClientConfig(f"{server}:{build.TOKEN_PORT}", ca, token=token.secret)
     async with Client(config) as client:
         certificate, _ = await client.raw.sign_node(csr)

@@ -7,7 +7,9 @@ ffibuilder.cdef("int kl_enter_netns(int fd);")
 ffibuilder.set_source(
     "kernelet.ext.netns._netns",
     """
+    #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
+    #endif
     #include <errno.h>
     #include <sched.h>
 

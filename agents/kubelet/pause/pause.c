@@ -7,29 +7,27 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void reap(void)
-{
-	while (waitpid(-1, NULL, WNOHANG) > 0)
-		;
+static void reap(void) {
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        ;
 }
 
-int main(void)
-{
-	sigset_t wanted;
-	int got;
+int main(void) {
+    sigset_t wanted;
+    int got;
 
-	sigemptyset(&wanted);
-	sigaddset(&wanted, SIGTERM);
-	sigaddset(&wanted, SIGINT);
-	sigaddset(&wanted, SIGCHLD);
-	/* Blocked and taken synchronously: no handler, so nothing to race with. */
-	if (sigprocmask(SIG_BLOCK, &wanted, NULL) != 0)
-		return 1;
-	for (;;) {
-		if (sigwait(&wanted, &got) != 0)
-			return 1;
-		if (got != SIGCHLD)
-			return 0;
-		reap();
-	}
+    sigemptyset(&wanted);
+    sigaddset(&wanted, SIGTERM);
+    sigaddset(&wanted, SIGINT);
+    sigaddset(&wanted, SIGCHLD);
+    /* Blocked and taken synchronously: no handler, so nothing to race with. */
+    if (sigprocmask(SIG_BLOCK, &wanted, NULL) != 0)
+        return 1;
+    for (;;) {
+        if (sigwait(&wanted, &got) != 0)
+            return 1;
+        if (got != SIGCHLD)
+            return 0;
+        reap();
+    }
 }

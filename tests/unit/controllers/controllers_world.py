@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -103,13 +104,18 @@ class Kubelet:
 
     async def _heartbeat(self) -> None:
         while True:
-            spec = {"holderIdentity": self.name, "renewTime": datetime.now(UTC).isoformat(), "leaseDurationSeconds": 4}
-            try:
-                await self.client.patch(Lease, self.name, {"spec": spec}, "kube-node-lease")
-            except NotFound:
-                metadata = {"name": self.name, "namespace": "kube-node-lease"}
-                await self.client.create(to_model(Lease, {"metadata": metadata, "spec": spec}))
+            # As the kubelet: a beat that fails, because the server was killed in the middle of it, is followed by others.
+            with contextlib.suppress(ApiError):
+                await self._renew()
             await asyncio.sleep(RENEW)
+
+    async def _renew(self) -> None:
+        spec = {"holderIdentity": self.name, "renewTime": datetime.now(UTC).isoformat(), "leaseDurationSeconds": 4}
+        try:
+            await self.client.patch(Lease, self.name, {"spec": spec}, "kube-node-lease")
+        except NotFound:
+            metadata = {"name": self.name, "namespace": "kube-node-lease"}
+            await self.client.create(to_model(Lease, {"metadata": metadata, "spec": spec}))
 
     async def _sync(self) -> None:
         while True:
