@@ -56,12 +56,10 @@ class BuildProto(Command):
             f"--plugin={name}={shutil.which(name, path=search)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
         ]
         # The virtual path makes the generated modules import each other as kernelet.proto.*.
-        subprocess.run(
-            [sys.executable, "-m", "grpc_tools.protoc", *plugins, f"-Ikernelet/proto={ROOT / 'proto'}",
-             f"--python_out={out}", f"--grpc_python_out={out}", f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}",
-             *(f"kernelet/proto/{path.name}" for path in protos)],
-            check=True,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "grpc_tools.protoc", *plugins, f"-Ikernelet/proto={ROOT / 'proto'}"]
+        command += [f"--{kind}_out={out}" for kind in ("python", "grpc_python")]
+        command += [f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")]
+        subprocess.run([*command, *(f"kernelet/proto/{path.name}" for path in protos)], check=True)
         for path in (out / "kernelet" / "proto").iterdir():
             shutil.copy(path, ROOT / "proto" / path.name)
 

@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import platform
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -179,6 +179,7 @@ class NodeAgents:
         if "kubelet" in self._parts:
             await podnet.start()
             self._stack.push_async_callback(podnet.close)
+            self._tasks.create_task(podnet.watch(), name="pod network watch")
         if "proxy" in self._parts:
             await self._start_proxy(subnet)
         self._tasks.create_task(self._feed.run(), name="route feed")
@@ -230,6 +231,14 @@ async def _cgroup_driver(docker_socket: str) -> str:
         await probe.close()
 
 
+@contextlib.contextmanager
+def _as_runtime_failure() -> Iterator[None]:
+    try:
+        yield
+    except (PodNetworkError, AddressesExhausted) as error:
+        raise RuntimeFailure(str(error)) from error
+
+
 class KubeletNetwork:
     """The built-in pod network in the shape that the kubelet plugs in."""
 
@@ -241,17 +250,17 @@ class KubeletNetwork:
 
     async def attach(self, pod_id: str, pid: int) -> PodNetworkStatus:
         """Raises RuntimeFailure, which the kubelet reports on the pod and tries again."""
-        try:
+        with _as_runtime_failure():
             attached = await self._podnet.attach(pod_id, pid)
-        except (PodNetworkError, AddressesExhausted) as error:
-            raise RuntimeFailure(str(error)) from error
         return PodNetworkStatus(attached.addresses, attached.gateway)
 
     async def detach(self, pod_id: str) -> None:
-        await self._podnet.detach(pod_id)
+        with _as_runtime_failure():
+            await self._podnet.detach(pod_id)
 
     async def reconcile(self, pod_ids: frozenset[str]) -> None:
-        await self._podnet.reconcile(pod_ids)
+        with _as_runtime_failure():
+            await self._podnet.reconcile(pod_ids)
 
     async def close(self, *, keep: bool = True) -> None:
         """Closed by its owner."""

@@ -1,4 +1,9 @@
-"""A node's end of the route feed: follows the leader, applies versions in order, acknowledges what the kernel holds."""
+"""A node's end of the route feed: follows the leader, applies versions in order, acknowledges what the kernel holds.
+
+One stream at a time, to the address on the leader's lease. Whatever ends it, the next one begins with what this node
+holds, so that it gets only what it lacks. When the kernel did not take a version, nobody knows what it holds: the node
+says so with its next subscription and holds nothing, and gets a snapshot, which is compared with the kernel.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,8 @@ from kernelet.core.client.client import Client
 from kernelet.core.client.config import ClientConfig
 from kernelet.core.client.election import ADDRESS
 from kernelet.core.client.informer import Informer
+from kernelet.dataplane.overlay import OverlayError
+from kernelet.dataplane.proxy.engine import EngineError
 from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Peer, RouteTable, ServicePort, ServiceRoute
 from kernelet.dataplane.routes import Protocol as IpProtocol
 from kernelet.proto import routes_pb2 as pb
@@ -52,6 +59,9 @@ class RouteFeedClient:
         self._leases = Informer(client, Lease, namespace=LEASE_NAMESPACE, fields=f"metadata.name={LEASE_NAME}")
         self._address_changed = asyncio.Event()
         self._address = ""
+        self._leader = ("", "")
+        self._error = ""
+        self._progress = False
         self._stub: Any = None
         self._connected = asyncio.Event()
         self.table = RouteTable()
@@ -64,21 +74,25 @@ class RouteFeedClient:
             pause = FIRST_PAUSE
             while True:
                 await self._address_known()
+                self._address_changed.clear()
+                self._progress = False
                 try:
                     await self._follow(self._address)
-                    pause = FIRST_PAUSE
                 except (grpc.aio.AioRpcError, ApplyError) as error:
                     cause = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
                     log.warning("the route feed at %s ended: %s", self._address, cause)
-                self._address_changed.clear()
+                if self._progress:
+                    pause = FIRST_PAUSE
                 await self._pause(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
 
     def _on_lease(self, lease: Lease | None) -> None:
+        """A new leader is followed at once, also where it serves at its predecessor's address."""
         annotations = (lease.metadata.annotations if lease and lease.metadata else None) or {}
         address = annotations.get(ADDRESS, "")
-        if address and address != self._address:
-            self._address = address
+        holder = (lease.spec.holderIdentity if lease and lease.spec else "") or ""
+        if address and holder and (address, holder) != self._leader:
+            self._leader, self._address = (address, holder), address
             self._address_changed.set()
 
     async def _address_known(self) -> None:
@@ -97,19 +111,11 @@ class RouteFeedClient:
         async with self._channel(address) as channel:
             self._stub = RoutesStub(channel)
             acks: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
-            acks.put_nowait(
-                pb.NodeMessage(
-                    node=self._node,
-                    component=self._component,
-                    applied_version=self.table.version,
-                    generation=self.table.generation,
-                )
-            )
+            acks.put_nowait(self._hello())
             moved = asyncio.create_task(self._address_changed.wait())
             stream = asyncio.create_task(self._take(self._stub.Subscribe(_drain(acks)), acks))
             self._connected.set()
             try:
-                self._address_changed.clear()
                 await asyncio.wait((moved, stream), return_when=asyncio.FIRST_COMPLETED)
                 if stream.done():
                     await stream
@@ -118,6 +124,15 @@ class RouteFeedClient:
                 for task in (moved, stream):
                     task.cancel()
                 await asyncio.gather(moved, stream, return_exceptions=True)
+
+    def _hello(self) -> pb.NodeMessage:
+        return pb.NodeMessage(
+            node=self._node,
+            component=self._component,
+            applied_version=self.table.version,
+            generation=self.table.generation,
+            error=self._error,
+        )
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         credentials = grpc.ssl_channel_credentials(
@@ -138,20 +153,20 @@ class RouteFeedClient:
             delta = decode(message)
             try:
                 await self._apply(delta)
-            except ApplyError as error:
-                # Forgotten, so that the next subscription asks for a snapshot, which is compared with the kernel.
-                self.table = RouteTable()
-                acks.put_nowait(pb.NodeMessage(error=str(error)))
+            except BaseException as error:
+                # Also when cancelled in the midst of it.
+                self.table, self._error = RouteTable(), str(error) if isinstance(error, ApplyError) else ""
                 raise
+            self._error, self._progress = "", True
             acks.put_nowait(pb.NodeMessage(applied_version=delta.version, generation=delta.generation))
 
     async def _apply(self, delta: Delta) -> None:
         try:
             self.table.apply(delta)
-        except ValueError as error:
+            for sink in self._sinks:
+                await sink.apply(delta, self.table)
+        except (ValueError, OSError, EngineError, OverlayError) as error:
             raise ApplyError(str(error)) from error
-        for sink in self._sinks:
-            await sink.apply(delta, self.table)
 
     async def wait_withdrawn(self, pod: Pod, deadline: float) -> None:
         """Returns once no live node routes to the pod.
@@ -183,6 +198,12 @@ class RouteFeedClient:
                 return [] if answer.done else list(answer.lagging_nodes)
             except grpc.aio.AioRpcError as error:
                 log.info("asking again whether the pod is withdrawn: %s", error.details())
+            except asyncio.CancelledError:
+                # Closing the channel cancels its calls; that is not meant for the task that waits.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                log.info("asking again whether the pod is withdrawn: the route feed moved")
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 

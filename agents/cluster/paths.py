@@ -28,14 +28,16 @@ class ClusterPaths:
     """All paths of one cluster."""
 
     name: str
+    state_root: Path = STATE_ROOT
+    run_root: Path = RUN_ROOT
 
     @property
     def state(self) -> Path:
-        return STATE_ROOT / self.name
+        return self.state_root / self.name
 
     @property
     def run(self) -> Path:
-        return RUN_ROOT / self.name
+        return self.run_root / self.name
 
     @property
     def pki(self) -> Path:

@@ -53,7 +53,7 @@ class ClusterSpec:
             units = tuple(Unit(u["name"], tuple(u["argv"]), u["netns"], u["listen"]) for u in data["units"])
             nodes = tuple(NodeSpec(**node) for node in data["nodes"])
             return cls(data["name"], data["kind"], data["api_port"], data["docker_socket"], units, nodes)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: damaged: {error}; remove the cluster with `kernelet reset`") from error
 
     def unit(self, name: str) -> Unit:

@@ -43,6 +43,7 @@ class DnsAgent:
         self._zone = Zone(domain)
         self._services = Informer(client, Service)
         self._slices = Informer(client, EndpointSlice)
+        self._unpublished = asyncio.Event()
 
     async def run(self, address: str, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
         """Serves on `address` until cancelled. Raises OSError when the port is taken."""
@@ -73,9 +74,12 @@ class DnsAgent:
             owner = (metadata.labels or {}).get(SERVICE_NAME_LABEL) if metadata is not None else None
             if metadata is not None and owner:
                 self._zone.set_slice(f"{metadata.namespace}/{owner}", metadata.name or "", now)
+        metadata = change.object.metadata
+        if metadata is not None and (metadata.namespace, metadata.name) == (NAMESPACE, f"{SERVICE}-{self._node}"):
+            self._unpublished.set()
 
     async def _publish(self, address: str) -> None:
-        """Makes this node's server an endpoint of the DNS service."""
+        """Makes this node's server an endpoint of the DNS service, and again when somebody deletes it."""
         wanted = EndpointSlice(
             addressType="IPv4",
             endpoints=[Endpoint(addresses=[address], nodeName=self._node, conditions=EndpointConditions(ready=True))],
@@ -83,24 +87,33 @@ class DnsAgent:
                 EndpointPort(name="dns", port=PORT, protocol="UDP"),
                 EndpointPort(name="dns-tcp", port=PORT, protocol="TCP"),
             ],
-            metadata=ObjectMeta(
-                name=f"{SERVICE}-{self._node}",
-                namespace=NAMESPACE,
-                labels={SERVICE_NAME_LABEL: SERVICE, **MANAGED_BY},
-            ),
         )
+        self._unpublished.set()
         pause = FIRST_PAUSE
         while True:
+            await self._unpublished.wait()
+            self._unpublished.clear()
             try:
-                with suppress(AlreadyExists):
-                    await self._client.create(wanted)
-                    return
-                held = await self._client.get(EndpointSlice, f"{SERVICE}-{self._node}", NAMESPACE)
-                if held.endpoints != wanted.endpoints or held.ports != wanted.ports:
-                    wanted.metadata = held.metadata
-                    await self._client.update(wanted)
-                return
+                await self._ensure_published(wanted)
+                pause = FIRST_PAUSE
             except ApiError as error:
                 log.info("the DNS endpoint of this node is not published yet: %s", error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+                self._unpublished.set()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _ensure_published(self, wanted: EndpointSlice) -> None:
+        """Raises ApiError."""
+        name = f"{SERVICE}-{self._node}"
+        wanted.metadata = ObjectMeta(name=name, namespace=NAMESPACE, labels={SERVICE_NAME_LABEL: SERVICE, **MANAGED_BY})
+        with suppress(AlreadyExists):
+            await self._client.create(wanted)
+            return
+        held = await self._client.get(EndpointSlice, name, NAMESPACE)
+        if _endpoints(held) != _endpoints(wanted):
+            wanted.metadata = held.metadata
+            await self._client.update(wanted)
+
+
+def _endpoints(found: EndpointSlice) -> list[tuple[list[str], str | None]]:
+    return [(endpoint.addresses, endpoint.nodeName) for endpoint in found.endpoints or []]

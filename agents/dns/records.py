@@ -1,18 +1,25 @@
 """The cluster's zone as a table of names (Kubernetes DNS specification 1.1.0). Pure: no I/O.
 
-One service's records are built together and replaced together; a lookup is one dictionary access.
+One service's records are built together and replaced together; a lookup is one dictionary access. Endpoints matter to
+headless services only, so their changes cost nothing for all others. What is no address (host names, a typing error)
+is left out: one wrong object must not take the names of all others away.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
 
 from lightkube.models.core_v1 import Service
 from lightkube.models.discovery_v1 import Endpoint, EndpointSlice
 
+log = logging.getLogger(__name__)
+
 Address = IPv4Address | IPv6Address
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,9 @@ class Zone:
             slices.pop(name, None)
         else:
             slices[name] = endpoint_slice
-        self._rebuild(key)
+        service = self._services.get(key)
+        if service is None or _is_headless(service):
+            self._rebuild(key)
 
     def lookup(self, name: str) -> Records | None:
         """None where the name does not exist; empty records where it exists with no data of its own."""
@@ -83,11 +92,12 @@ class Zone:
         labels = name.removesuffix(suffix).split(".")
         if len(labels) != 2:
             return None
-        try:
-            separator = "." if labels[0].count("-") == 3 else ":"
-            return Records(addresses=[ip_address(labels[0].replace("-", separator))])
-        except ValueError:
-            return None
+        for separator in ".:":
+            try:
+                return Records(addresses=[ip_address(labels[0].replace("-", separator))])
+            except ValueError:
+                continue
+        return None
 
     def _rebuild(self, key: str) -> None:
         for name in self._of_service.pop(key, {}):
@@ -125,10 +135,10 @@ class Zone:
             return {}
         if spec.type == "ExternalName":
             return {base: Records(cname=(spec.externalName or "").rstrip("."))}
-        if spec.clusterIP in (None, "", "None"):
+        if _is_headless(service):
             return self._headless(base, service, self._slices.get(key, {}).values())
         found: dict[str, Records] = {}
-        addresses = [ip_address(text) for text in spec.clusterIPs or [spec.clusterIP]]
+        addresses = _addresses(key, spec.clusterIPs or [spec.clusterIP or ""])
         found[base] = Records(addresses=addresses)
         for address in addresses:
             found[address.reverse_pointer] = Records(ptr=[base])
@@ -150,18 +160,38 @@ class Zone:
     def _add_endpoint(
         self, found: dict[str, Records], base: str, endpoint_slice: EndpointSlice, endpoint: Endpoint
     ) -> None:
-        for text in endpoint.addresses:
-            address = ip_address(text)
-            host = endpoint.hostname or text.replace(".", "-").replace(":", "-")
+        for address in _addresses(base, endpoint.addresses):
+            host = endpoint.hostname or str(address).replace(".", "-").replace(":", "-")
             full = f"{host}.{base}".lower()
-            found[base].addresses.append(address)
-            found.setdefault(full, Records()).addresses.append(address)
+            _add(found[base].addresses, address)
+            _add(found.setdefault(full, Records()).addresses, address)
             if endpoint.hostname:
-                found.setdefault(address.reverse_pointer, Records()).ptr.append(full)
+                _add(found.setdefault(address.reverse_pointer, Records()).ptr, full)
             for port in endpoint_slice.ports or []:
                 if port.name and port.port:
                     label = f"_{port.name}._{(port.protocol or 'TCP').lower()}.{base}"
-                    found.setdefault(label, Records()).srv.append(Srv(port.port, full))
+                    _add(found.setdefault(label, Records()).srv, Srv(port.port, full))
+
+
+def _add(values: list[T], value: T) -> None:
+    """An endpoint that moves from slice to slice is in both for a moment: once is enough."""
+    if value not in values:
+        values.append(value)
+
+
+def _addresses(owner: str, texts: Iterable[str] | None) -> list[Address]:
+    found: list[Address] = []
+    for text in texts or []:
+        try:
+            found.append(ip_address(text))
+        except ValueError as error:
+            log.warning("address left out of the names of %s: %s", owner, error)
+    return found
+
+
+def _is_headless(service: Service) -> bool:
+    spec = service.spec
+    return spec is not None and spec.type != "ExternalName" and spec.clusterIP in (None, "", "None")
 
 
 def _is_ready(endpoint: Endpoint) -> bool:

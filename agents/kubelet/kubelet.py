@@ -121,7 +121,7 @@ class Kubelet:
         source = self._network_source
         if not callable(source):
             return source
-        self._set_health("the node has no pod subnet yet; the controllers give it one")
+        self._node.set_starting("the node has no pod subnet yet; the controllers give it one")
         return await source(await self._node.wait_pod_cidr())
 
     def _kit(self, group: asyncio.TaskGroup, network: PodNetwork) -> Kit:

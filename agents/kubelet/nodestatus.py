@@ -47,15 +47,26 @@ class NodeAgent:
         self._informer.subscribe(self._node_changed)
         self._dirty = asyncio.Event()
         self._cidr = asyncio.Event()
-        self._problem = ""
+        self._problem: str | None = None
+        self._starting = "the kubelet is starting"
         self._runtime_version = ""
         self._since: dict[str, tuple[str, str]] = {}
 
     def set_health(self, problem: str, runtime_version: str = "") -> None:
-        """Says whether the runtime works: "" for yes, else why not."""
+        """Says whether pods can run: "" for yes, else why not."""
         if problem != self._problem or (runtime_version and runtime_version != self._runtime_version):
             self._problem = problem
             self._runtime_version = runtime_version or self._runtime_version
+            self._dirty.set()
+
+    def set_starting(self, what: str) -> None:
+        """Says what the kubelet waits for before its health is known; a node that is new to the API reports it.
+
+        A node that is known to the API keeps what stands there: a kubelet that was restarted must not take the
+        node's endpoints away for as long as it starts.
+        """
+        if what != self._starting:
+            self._starting = what
             self._dirty.set()
 
     async def wait_pod_cidr(self) -> str:
@@ -88,6 +99,8 @@ class NodeAgent:
 
     async def _keep_status(self) -> None:
         pause = _FIRST_PAUSE
+        # What the API says of the node decides what a starting kubelet says.
+        await self._informer.synced()
         self._dirty.set()
         while True:
             await self._dirty.wait()
@@ -146,7 +159,10 @@ class NodeAgent:
     def _conditions(self) -> list[JSON]:
         """Merged by type, so that conditions of others stay."""
         rows = [(kind, "False", reason, message) for kind, (reason, message) in _PRESSURES.items()]
-        if self._problem:
+        if self._problem is None:
+            if not self._is_judged():
+                rows.append(("Ready", "False", "KubeletNotReady", self._starting))
+        elif self._problem:
             rows.append(("Ready", "False", "KubeletNotReady", self._problem))
         else:
             rows.append(("Ready", "True", "KubeletReady", "kubelet is posting ready status"))
@@ -161,6 +177,12 @@ class NodeAgent:
                 | {"lastHeartbeatTime": moment, "lastTransitionTime": since}
             )
         return conditions
+
+    def _is_judged(self) -> bool:
+        """Whether the API says of the node, from before this start, that it is Ready, or that it was not heard of."""
+        node = self._informer.get("", self._config.node)
+        conditions = (node.status.conditions if node and node.status else None) or []
+        return any(one.type == "Ready" and one.status != "False" for one in conditions)
 
     def _held_since(self, kind: str, status: str) -> str:
         node = self._informer.get("", self._config.node)

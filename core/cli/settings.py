@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -56,6 +57,8 @@ class Settings:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[RawClient]:
         """A client for the time of a command."""
+        # Its failures come as exceptions; what gRPC itself logs would only repeat them.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from kernelet.core.client.raw import RawClient
         from kernelet.core.client.transport import Transport
 

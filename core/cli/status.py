@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,6 +88,32 @@ def count_pods(pods: list[JSON]) -> JSON:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def routes_target(address: str, config: ClientConfig) -> str:
+    """Where to ask the routes server whose lease names `address`; "" where it cannot be reached from here.
+
+    A control plane spoken to by a unix socket may live in another network namespace, where its addresses mean
+    nothing here: then a socket beside it is used, or an address of this very host, and nothing is sent elsewhere.
+    """
+    if not config.address.startswith("unix:"):
+        return address
+    beside = Path(config.address.removeprefix("unix:").removeprefix("//")).with_name("routes.sock")
+    if beside.is_socket():
+        return f"unix://{beside}"
+    return address if _is_ours(address.rpartition(":")[0].strip("[]")) else ""
+
+
+def _is_ours(host: str) -> bool:
+    """Whether an address belongs to this host: only then can a socket be bound to it."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
 async def _routes(config: ClientConfig, leases: list[JSON]) -> JSON:
     """The routes server's own account: its version and what every node acknowledged; or why it cannot be had."""
     lease = next((item for item in leases if item["metadata"]["name"] == ROUTES_LEASE), None)
@@ -94,7 +121,10 @@ async def _routes(config: ClientConfig, leases: list[JSON]) -> JSON:
     if not address:
         return {"error": f"lease kube-system/{ROUTES_LEASE} names no address; are the controllers running?"}
     if config.token:
-        return {"address": address, "error": "the routes server wants a client certificate; this user has a token"}
+        return {"address": address, "unreachable": "it wants a client certificate, and this user has a token"}
+    target = routes_target(address, config)
+    if not target:
+        return {"address": address, "unreachable": "it is in the control plane's own network, not this host's"}
     import grpc
     import grpc.aio
 
@@ -103,7 +133,7 @@ async def _routes(config: ClientConfig, leases: list[JSON]) -> JSON:
 
     credentials = grpc.ssl_channel_credentials(config.ca_pem, config.key_pem or None, config.cert_pem or None)
     options = [("grpc.ssl_target_name_override", ROUTES_NAME), ("grpc.enable_http_proxy", 0)]
-    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+    async with grpc.aio.secure_channel(target, credentials, options=options) as channel:
         stub: Any = RoutesStub(channel)
         try:
             answer = await stub.Status(pb.StatusRequest(), timeout=_ROUTES_SECONDS)
@@ -136,7 +166,7 @@ def problems(found: JSON) -> list[str]:
         if not node["status"].startswith("Ready"):
             lines.append(f"node {node['name']}: {node['status']}")
         elif routes is None:
-            if not found["routes"].get("error"):
+            if "nodes" in found["routes"]:
                 lines.append(f"node {node['name']}: does not take routes")
         elif routes["error"] or not routes["connected"]:
             lines.append(f"node {node['name']}: routes: {routes['error'] or 'not connected'}")
@@ -153,8 +183,7 @@ def render(found: JSON) -> str:
         seconds = item["renewedSecondsAgo"]
         detail = f"{item['holder'] or 'nobody'}, renewed {table.human_age(seconds)} ago" if seconds is not None else "-"
         rows.append([item["name"], "ok" if item["alive"] else "DOWN", detail])
-    detail = routes.get("error") or f"{routes['address']}, version {routes['version']}"
-    rows.append(["route feed", "DOWN" if "error" in routes else "ok", detail])
+    rows.append(["route feed", *_routes_cells(routes)])
     parts = [out.columns_of_text(["COMPONENT", "STATE", "DETAIL"], rows)]
     if found["nodes"]:
         header = ["NODE", "STATUS", "ROUTES", "LAG"]
@@ -164,6 +193,14 @@ def render(found: JSON) -> str:
     if found["problems"]:
         parts.append("\n".join(["Not well:", *(f"  {line}" for line in found["problems"])]))
     return "\n\n".join(parts)
+
+
+def _routes_cells(routes: JSON) -> list[str]:
+    if "error" in routes:
+        return ["DOWN", routes["error"]]
+    if "unreachable" in routes:
+        return ["-", f"{routes['address']}: not asked: {routes['unreachable']}"]
+    return ["ok", f"{routes['address']}, version {routes['version']}"]
 
 
 def _node_row(node: JSON) -> list[str]:

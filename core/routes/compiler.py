@@ -1,14 +1,20 @@
 """Services, EndpointSlices and Nodes in; versions and deltas of the route table out. Pure: no I/O, no clock.
 
 Work is proportional to the change: an input marks the services it touches as dirty, and only those are compiled again.
+Whatever has no order in the API (addresses, ports, backends, nodes) is sorted, so that equal inputs compile to equal
+messages and a mere reordering is no version. A version is encoded once, when it is made: every node's stream sends the
+same bytes. What is kept for nodes that resume is bounded in number and in bytes; a node that is farther behind gets a
+snapshot, which is encoded once a version as well.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import islice
 
 from lightkube.models.core_v1 import Node, Service
 from lightkube.models.core_v1 import ServicePort as ModelPort
@@ -16,10 +22,16 @@ from lightkube.models.discovery_v1 import Endpoint, EndpointSlice
 
 from kernelet.proto import routes_pb2 as pb
 
+log = logging.getLogger(__name__)
+
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+GIVEN_UP = frozenset({"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"})
+"""Taints by which, with effect NoExecute, the node lifecycle controller gives a node up."""
 VTEP_MAC_ANNOTATION = "kernelet.dev/vtep-mac"
 KEPT_DELTAS = 2048
 """How far back a node may resume without a snapshot."""
+KEPT_BYTES = 16 << 20
+"""Of all kept deltas together."""
 
 _PROTOCOLS = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
 _FAMILIES = {"IPv4": 4, "IPv6": 16}
@@ -31,6 +43,20 @@ class _Inputs:
 
     service: Service | None = None
     slices: dict[str, EndpointSlice] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One feed message as it goes over the wire, shared by all streams."""
+
+    generation: str
+    base_version: int
+    version: int
+    data: bytes
+
+    @classmethod
+    def of(cls, message: pb.FeedMessage) -> Encoded:
+        return cls(message.generation, message.base_version, message.version, message.SerializeToString())
 
 
 def service_key(namespace: str | None, name: str | None) -> str:
@@ -49,10 +75,11 @@ class Compiler:
         self._peers: dict[str, pb.Peer] = {}
         self._dirty_services: set[str] = set()
         self._dirty_peers: set[str] = set()
-        self._services_of_node: dict[str, set[str]] = {}
-        self._ready_in: dict[str, set[str]] = {}  # pod uid -> services that route new connections to it
-        self._ready_of: dict[str, frozenset[str]] = {}  # service -> pod uids
-        self._deltas: deque[pb.FeedMessage] = deque(maxlen=KEPT_DELTAS)
+        self._services_of_node = _Index()
+        self._ready_in = _Index()  # pod uid -> services that route new connections to it
+        self._deltas: deque[Encoded] = deque()  # without gaps, up to the newest version
+        self._delta_bytes = 0
+        self._snapshot: Encoded | None = None  # of the newest version, once somebody wanted it
 
     # Inputs
 
@@ -70,30 +97,45 @@ class Compiler:
         self._dirty_services.add(key)
 
     def set_node(self, name: str, node: Node | None) -> None:
-        """A node's readiness decides whether its endpoints are routed at all."""
-        was_ready = self.is_live(name)
+        """A node that is given up has its endpoints routed no more."""
+        was_given_up = self.is_given_up(name)
         if node is None:
             self._nodes.pop(name, None)
         else:
             self._nodes[name] = node
         self._dirty_peers.add(name)
-        if was_ready != self.is_live(name):
-            self._dirty_services |= self._services_of_node.get(name, set())
+        if was_given_up != self.is_given_up(name):
+            self._dirty_services |= self._services_of_node[name]
 
     # What is known
 
     def is_live(self, name: str) -> bool:
-        """Whether a node is Ready, so that it is waited for and its pods are routed to."""
+        """Whether a node is Ready, so that it is waited for."""
         node = self._nodes.get(name)
         conditions = node.status.conditions if node and node.status else None
         return any(c.type == "Ready" and c.status == "True" for c in conditions or [])
+
+    def is_given_up(self, name: str) -> bool:
+        """Whether the pods of a node are routed to no more, since it is gone or the node lifecycle controller says so.
+
+        Not merely not Ready: where all nodes fall silent at once it is not they who failed, and nobody is given up.
+        """
+        node = self._nodes.get(name)
+        if node is None:
+            return True
+        taints = (node.spec.taints if node.spec else None) or []
+        return any(taint.effect == "NoExecute" and taint.key in GIVEN_UP for taint in taints)
+
+    def is_member(self, name: str) -> bool:
+        """Whether there is such a node, live or not."""
+        return name in self._nodes
 
     def live_nodes(self) -> list[str]:
         return [name for name in self._nodes if self.is_live(name)]
 
     def ready_services(self, uid: str) -> frozenset[str]:
         """The services that route new connections to this pod, in the newest version."""
-        return frozenset(self._ready_in.get(uid, ()))
+        return self._ready_in[uid]
 
     # Outputs
 
@@ -112,8 +154,17 @@ class Compiler:
         # The first version exists even when it is empty: base 0 means a snapshot.
         self.version += 1
         delta.version = self.version
-        self._deltas.append(delta)
+        self._keep(Encoded.of(delta))
         return delta
+
+    def _keep(self, delta: Encoded) -> None:
+        self._snapshot = None
+        if not delta.base_version:
+            return  # Whoever holds nothing gets the newest snapshot, not the first.
+        self._deltas.append(delta)
+        self._delta_bytes += len(delta.data)
+        while self._deltas and (len(self._deltas) > KEPT_DELTAS or self._delta_bytes > KEPT_BYTES):
+            self._delta_bytes -= len(self._deltas.popleft().data)
 
     def snapshot(self) -> pb.FeedMessage:
         return pb.FeedMessage(
@@ -123,14 +174,16 @@ class Compiler:
             peers=self._peers.values(),
         )
 
-    def since(self, generation: str, version: int) -> list[pb.FeedMessage]:
+    def since(self, generation: str, version: int) -> list[Encoded]:
         """What a node that holds `version` needs: deltas in order, or one snapshot where they are gone."""
-        if generation != self.generation or version <= 0 or version > self.version:
-            return [self.snapshot()]
-        missing = [delta for delta in self._deltas if delta.version > version]
-        if len(missing) != self.version - version:
-            return [self.snapshot()]
-        return missing
+        missing = self.version - version
+        if generation != self.generation or version <= 0 or missing < 0 or missing > len(self._deltas):
+            if self._snapshot is None:
+                self._snapshot = Encoded.of(self.snapshot())
+            return [self._snapshot]
+        found = list(islice(reversed(self._deltas), missing))
+        found.reverse()
+        return found
 
     def _flush_service(self, key: str, delta: pb.FeedMessage) -> None:
         inputs = self._inputs.get(key, _Inputs())
@@ -151,26 +204,16 @@ class Compiler:
 
     def _index(self, key: str, inputs: _Inputs, compiled: pb.Service | None) -> None:
         """Notes which nodes and which pods this service depends on."""
-        nodes = {e.nodeName for s in inputs.slices.values() for e in s.endpoints or [] if e.nodeName}
-        for name in nodes:
-            self._services_of_node.setdefault(name, set()).add(key)
-        ready: frozenset[str] = frozenset()
+        endpoints = [e for endpoint_slice in inputs.slices.values() for e in endpoint_slice.endpoints or []]
+        self._services_of_node.set(key, {endpoint.nodeName for endpoint in endpoints if endpoint.nodeName})
+        ready: set[str] = set()
         if compiled is not None:
-            ready = frozenset(
+            ready = {
                 endpoint.targetRef.uid
-                for endpoint_slice in inputs.slices.values()
-                for endpoint in endpoint_slice.endpoints or []
+                for endpoint in endpoints
                 if endpoint.targetRef and endpoint.targetRef.uid and self._flags(endpoint) & pb.BACKEND_READY
-            )
-        for uid in self._ready_of.pop(key, frozenset()) - ready:
-            services = self._ready_in[uid]
-            services.discard(key)
-            if not services:
-                del self._ready_in[uid]
-        for uid in ready:
-            self._ready_in.setdefault(uid, set()).add(key)
-        if ready:
-            self._ready_of[key] = ready
+            }
+        self._ready_in.set(key, ready)
 
     def _flush_peer(self, name: str, delta: pb.FeedMessage) -> None:
         node = self._nodes.get(name)
@@ -185,8 +228,9 @@ class Compiler:
             delta.peers.append(compiled)
 
     def _flags(self, endpoint: Endpoint) -> int:
-        if endpoint.nodeName and endpoint.nodeName in self._nodes and not self.is_live(endpoint.nodeName):
-            return pb.BACKEND_NONE  # A silent node's pods take nothing, whatever their last report said.
+        if endpoint.nodeName and self.is_given_up(endpoint.nodeName):
+            # They take nothing, whatever their last report said.
+            return pb.BACKEND_NONE
         conditions = endpoint.conditions
         ready = conditions is None or conditions.ready is None or conditions.ready
         serving = ready if conditions is None or conditions.serving is None else conditions.serving
@@ -198,45 +242,85 @@ class Compiler:
         spec = service.spec
         if spec is None or spec.type == "ExternalName" or spec.clusterIP in (None, "", "None"):
             return None
-        compiled = pb.Service(
+        endpoints = [
+            (endpoint_slice, endpoint, flags)
+            for endpoint_slice in slices
+            for endpoint in endpoint_slice.endpoints or []
+            if (flags := self._flags(endpoint))
+        ]
+        nodes = sorted({endpoint.nodeName for _, endpoint, _ in endpoints if endpoint.nodeName})
+        numbers = {name: number for number, name in enumerate(nodes, 1)}
+        ports = [_compile_port(key, port, endpoints, numbers) for port in spec.ports or []]
+        return pb.Service(
             id=key,
-            cluster_ips=[ip_address(text).packed for text in spec.clusterIPs or [spec.clusterIP]],
+            cluster_ips=_packed(key, spec.clusterIPs or [spec.clusterIP]),
+            ports=sorted(ports, key=lambda port: (port.protocol, port.port)),
             external_local=spec.externalTrafficPolicy == "Local",
             internal_local=spec.internalTrafficPolicy == "Local",
             affinity_seconds=_affinity(service),
-            external_ips=sorted(ip_address(text).packed for text in _external(service)),
+            external_ips=_packed(key, _external(service)),
+            nodes=nodes,
         )
-        node_numbers: dict[str, int] = {}
-        ordered = sorted(slices, key=lambda s: (s.metadata.name if s.metadata else None) or "")
-        for port in spec.ports or []:
-            compiled.ports.append(self._compile_port(port, ordered, node_numbers))
-        compiled.nodes.extend(node_numbers)
-        return compiled
 
-    def _compile_port(
-        self, port: ModelPort, slices: Iterable[EndpointSlice], node_numbers: dict[str, int]
-    ) -> pb.ServicePort:
-        packed: dict[int, set[bytes]] = {4: set(), 16: set()}
-        for endpoint_slice in slices:
-            size = _FAMILIES.get(endpoint_slice.addressType)
-            target = _target_port(endpoint_slice, port)
-            if size is None or target is None:
-                continue
-            for endpoint in endpoint_slice.endpoints or []:
-                flags = self._flags(endpoint)
-                if not flags:
-                    continue
-                number = node_numbers.setdefault(endpoint.nodeName, len(node_numbers) + 1) if endpoint.nodeName else 0
-                tail = target.to_bytes(2, "big") + bytes([flags]) + number.to_bytes(2, "big")
-                packed[size].update(ip_address(text).packed + tail for text in endpoint.addresses)
-        return pb.ServicePort(
-            name=port.name or "",
-            protocol=_PROTOCOLS.get(port.protocol or "TCP", pb.PROTOCOL_UNSPECIFIED),
-            port=port.port,
-            node_port=port.nodePort or 0,
-            backends4=b"".join(sorted(packed[4])),
-            backends6=b"".join(sorted(packed[16])),
-        )
+
+def _compile_port(
+    key: str, port: ModelPort, endpoints: Iterable[tuple[EndpointSlice, Endpoint, int]], numbers: Mapping[str, int]
+) -> pb.ServicePort:
+    """`numbers` are the nodes', from 1, as backends refer to them."""
+    rows: dict[int, set[bytes]] = {4: set(), 16: set()}
+    for endpoint_slice, endpoint, flags in endpoints:
+        size = _FAMILIES.get(endpoint_slice.addressType)
+        target = _target_port(endpoint_slice, port)
+        if size is None or target is None:
+            continue
+        number = numbers.get(endpoint.nodeName or "", 0)
+        tail = target.to_bytes(2, "big") + bytes([flags]) + number.to_bytes(2, "big")
+        rows[size].update(address + tail for address in _packed(key, endpoint.addresses) if len(address) == size)
+    return pb.ServicePort(
+        name=port.name or "",
+        protocol=_PROTOCOLS.get(port.protocol or "TCP", pb.PROTOCOL_UNSPECIFIED),
+        port=port.port,
+        node_port=port.nodePort or 0,
+        backends4=b"".join(sorted(rows[4])),
+        backends6=b"".join(sorted(rows[16])),
+    )
+
+
+def _packed(key: str, addresses: Iterable[str] | None) -> list[bytes]:
+    """Sorted, each once. One that is no address is left out: it must not take all other services with it."""
+    found = set()
+    for text in addresses or []:
+        try:
+            found.add(ip_address(text).packed)
+        except ValueError as error:
+            log.warning("address left out of the routes service=%s: %s", key, error)
+    return sorted(found)
+
+
+class _Index:
+    """Which services a node, or a pod, is part of. Holds nothing for those that are part of none."""
+
+    def __init__(self) -> None:
+        self._services: dict[str, set[str]] = {}
+        self._members: dict[str, frozenset[str]] = {}
+
+    def __getitem__(self, member: str) -> frozenset[str]:
+        return frozenset(self._services.get(member, ()))
+
+    def __len__(self) -> int:
+        return len(self._services) + len(self._members)
+
+    def set(self, service: str, members: Iterable[str]) -> None:
+        now = frozenset(members)
+        for member in self._members.pop(service, frozenset()) - now:
+            services = self._services[member]
+            services.discard(service)
+            if not services:
+                del self._services[member]
+        for member in now:
+            self._services.setdefault(member, set()).add(service)
+        if now:
+            self._members[service] = now
 
 
 def _target_port(endpoint_slice: EndpointSlice, port: ModelPort) -> int | None:

@@ -27,6 +27,8 @@ class RoutesConfig:
     ca_pem: bytes
     cert_pem: bytes
     key_pem: bytes
+    socket: str = ""
+    """Also serve on this unix socket: for people on this host whose network is another one."""
 
 
 async def run_routes(client_config: ClientConfig, config: RoutesConfig) -> None:
@@ -37,7 +39,6 @@ async def run_routes(client_config: ClientConfig, config: RoutesConfig) -> None:
     import grpc.aio
 
     from kernelet.core.client.client import Client
-    from kernelet.proto.routes_pb2_grpc import add_RoutesServicer_to_server
 
     from .feed import RouteFeed
 
@@ -53,12 +54,14 @@ async def run_routes(client_config: ClientConfig, config: RoutesConfig) -> None:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        add_RoutesServicer_to_server(feed, server)
+        server.add_generic_rpc_handlers((feed.handler(),))
         credentials = grpc.ssl_server_credentials(
             [(config.key_pem, config.cert_pem)], root_certificates=config.ca_pem, require_client_auth=True
         )
         try:
             server.add_secure_port(config.bind, credentials)
+            if config.socket:
+                server.add_secure_port(f"unix:{config.socket}", credentials)
         except RuntimeError as error:
             raise OSError(
                 f"routes server: cannot listen on {config.bind}: {error}; free the port or choose another"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +17,8 @@ import pytest
 from kernelet.core.api.kinds import KINDS
 from kernelet.core.cli.failures import CliError
 from kernelet.core.cli.rollout import progress
+from kernelet.core.cli.status import routes_target
+from kernelet.core.client.config import ClientConfig
 
 from .conftest import Cluster
 
@@ -204,6 +211,39 @@ def test_status_names_what_is_not_well(cluster: Cluster) -> None:
     assert result.exit_code == 1
     assert "api server" in result.stdout
     assert "no nodes: start one with `kernelet node`" in result.stdout
+
+
+def test_status_asks_for_routes_only_where_they_can_be_reached(tmp_path: Path) -> None:
+    near = ClientConfig(f"unix://{tmp_path}/registry.sock", b"")
+    assert routes_target("127.0.0.1:6446", near) == "127.0.0.1:6446"
+    assert routes_target("172.31.255.1:6446", near) == ""
+    assert routes_target("172.31.255.1:6446", ClientConfig("172.31.255.1:6444", b"")) == "172.31.255.1:6446"
+    with socket.socket(socket.AF_UNIX) as beside:
+        beside.bind(str(tmp_path / "routes.sock"))
+        assert routes_target("172.31.255.1:6446", near) == f"unix://{tmp_path}/routes.sock"
+
+
+def test_a_watch_shows_changes_until_interrupted(cluster: Cluster) -> None:
+    script = "import sys; from kernelet.core.cli.main import main; main(sys.argv[1:])"
+    arguments = ["--kubeconfig", cluster.kubeconfig, "get", "cm", "-l", "watched=yes", "-w"]
+    cluster.run("create", "configmap", "watched")
+    cluster.run("label", "cm", "watched", "watched=yes")
+    command = [sys.executable, "-u", "-c", script, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().split() == ["NAME", "DATA", "AGE"]
+            assert process.stdout.readline().split()[:2] == ["watched", "0"]
+            patch = {"data": {"a": "b"}}
+            kind = KINDS.resolve("cm")
+            cluster.settings.run(lambda client: client.patch(kind, "watched", patch, "default"))
+            assert process.stdout.readline().split()[:2] == ["watched", "1"]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 130
+        finally:
+            process.kill()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
 
 
 def deployment(generation: int = 2, conditions: list[dict[str, str]] | None = None, **status: int) -> dict[str, Any]:

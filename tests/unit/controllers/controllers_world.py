@@ -104,7 +104,7 @@ class Kubelet:
 
     async def _heartbeat(self) -> None:
         while True:
-            # As the kubelet: a beat that fails, because the server was killed in the middle of it, is followed by others.
+            # As the kubelet: a beat that fails, because the server was killed meanwhile, is followed by others.
             with contextlib.suppress(ApiError):
                 await self._renew()
             await asyncio.sleep(RENEW)

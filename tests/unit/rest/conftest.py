@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,13 +86,20 @@ def stop(process: subprocess.Popen[bytes]) -> int:
             process.wait()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    found = start(tmp_path_factory.mktemp("apiserver") / "state")
+@contextmanager
+def running(folder: Path, *extra: str) -> Iterator[Server]:
+    """A server that ends with the block, whatever happens in it."""
+    found = start(folder, *extra)
     try:
         yield found
     finally:
         stop(found.process)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("apiserver") / "state") as found:
+        yield found
 
 
 @pytest.fixture

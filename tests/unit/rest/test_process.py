@@ -17,7 +17,7 @@ from kernelet.core.security.tokens import JoinToken, TokenError, Tokens, fetch_p
 from kernelet.proto import registry_pb2 as pb
 from kernelet.proto.registry_pb2_grpc import RegistryStub
 
-from .conftest import Server, arguments, free_port, start, stop
+from .conftest import Server, arguments, free_port, running, stop
 
 
 def refusal(folder: Path, *extra: str) -> str:
@@ -30,42 +30,41 @@ def refusal(folder: Path, *extra: str) -> str:
 
 def test_a_restart_keeps_certificates_and_objects(tmp_path: Path) -> None:
     ports = "--port", str(free_port()), "--grpc-port", str(free_port())
-    first = start(tmp_path / "state", *ports)
-    kubeconfig = first.kubeconfig.read_bytes()
-    body = b'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"kept"},"data":{"a":"b"}}'
     path = "/api/v1/namespaces/default/configmaps"
-    with urlopen(Request(f"{first.url}{path}", body), context=first.tls(), timeout=10) as created:
-        assert created.status == 201
-    assert stop(first.process) == 0
-    second = start(tmp_path / "state", *ports)
-    try:
+    with running(tmp_path / "state", *ports) as first:
+        kubeconfig = first.kubeconfig.read_bytes()
+        body = b'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"kept"},"data":{"a":"b"}}'
+        request = Request(f"{first.url}{path}", body, {"Content-Type": "application/json"})
+        with urlopen(request, context=first.tls(), timeout=10) as created:
+            assert created.status == 201
+        assert stop(first.process) == 0
+    with running(tmp_path / "state", *ports) as second:
         assert second.kubeconfig.read_bytes() == kubeconfig
         with urlopen(f"{second.url}{path}/kept", context=second.tls(), timeout=10) as found:
             assert b'"data":{"a":"b"}' in found.read()
-    finally:
         assert stop(second.process) == 0
     assert "Traceback" not in second.log.read_text()
     assert min(first.seconds_to_ready, second.seconds_to_ready) < 5
 
 
 def test_open_watches_do_not_delay_the_end(tmp_path: Path) -> None:
-    server = start(tmp_path / "state")
-    config = load_kubeconfig(server.kubeconfig)
-    credentials = grpc.ssl_channel_credentials(config.ca_pem, config.key_pem, config.cert_pem)
-    context = server.tls()
-    with (
-        grpc.secure_channel(config.address, credentials) as channel,
-        urlopen(f"{server.url}/api/v1/namespaces?watch=1", context=context, timeout=10) as watch,
-    ):
-        pods = RegistryStub(channel).Watch(pb.WatchRequest(ref=pb.Ref(version="v1", resource="namespaces")), timeout=10)
-        assert next(pods).type == "ADDED"
-        assert b'"ADDED"' in watch.readline()
-        begun = time.monotonic()
-        assert stop(server.process) == 0
-        assert time.monotonic() - begun < 5
-        # The chunked answer ends as it should, so a client does not take it for a fault.
-        assert all(b'"ADDED"' in line for line in watch)
-    assert "Traceback" not in server.log.read_text()
+    with running(tmp_path / "state") as server:
+        config = load_kubeconfig(server.kubeconfig)
+        credentials = grpc.ssl_channel_credentials(config.ca_pem, config.key_pem, config.cert_pem)
+        watch_url = f"{server.url}/api/v1/namespaces?watch=1"
+        with (
+            grpc.secure_channel(config.address, credentials) as channel,
+            urlopen(watch_url, context=server.tls(), timeout=10) as watch,
+        ):
+            request = pb.WatchRequest(ref=pb.Ref(version="v1", resource="namespaces"))
+            assert next(RegistryStub(channel).Watch(request, timeout=10)).type == "ADDED"
+            assert b'"ADDED"' in watch.readline()
+            begun = time.monotonic()
+            assert stop(server.process) == 0
+            assert time.monotonic() - begun < 5
+            # The chunked answer ends as it should, so a client does not take it for a fault.
+            assert all(b'"ADDED"' in line for line in watch)
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_a_socket_bound_by_another_process_is_served_too(tmp_path: Path) -> None:

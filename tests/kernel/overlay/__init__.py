@@ -1,0 +1,1 @@
+"""Kernel tests: run as root, in network namespaces of their own."""
