@@ -6,17 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 from kernelet.dataplane.proxy import create_engine
 from kernelet.dataplane.proxy.engine import Engine, EngineConfig, EngineError
+from kernelet.dataplane.repair import keep_repaired
 from kernelet.dataplane.routes import Delta, RouteTable
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
 
 class ProxyAgent:
@@ -42,29 +41,10 @@ class ProxyAgent:
         What cannot be repaired is tried again with the next change, and after a growing pause without one.
         """
         changed = asyncio.Event()
-        pause: float | None = None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._engine.watch_foreign_changes(changed.set), name="foreign changes")
             tasks.create_task(self._keep_tidy(), name="tidy")
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await changed.wait()
-                changed.clear()
-                if await self._repair_or_warn():
-                    pause = None
-                else:
-                    pause = FIRST_PAUSE if pause is None else min(pause * 2, LONGEST_PAUSE)
-
-    async def _repair_or_warn(self) -> bool:
-        try:
-            count = await self._call(self._engine.repair)
-        except EngineError as error:
-            log.warning("routes not repaired, it is tried again: %s", error)
-            return False
-        if count:
-            log.warning("repaired the routes elements=%d", count)
-        return True
+            await keep_repaired("the routes", changed, lambda: self._call(self._engine.repair), EngineError)
 
     async def _keep_tidy(self) -> None:
         """After the acknowledgement, and once for all versions that came meanwhile."""

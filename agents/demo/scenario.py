@@ -64,7 +64,9 @@ class Scenario:
 
     async def reachability(self) -> None:
         answer = await get_from_pod(self._client, "http://web.shop.svc.cluster.local/")
-        self._checks.add("found by DNS name", answer.get("status") == 200, f"web.shop.svc.cluster.local: {answer}")
+        self._checks.add(
+            "found by DNS name", answer.get("status") == 200, f"web.shop.svc.cluster.local: {_words(answer)}"
+        )
         first = await get_from_pod(self._client, "http://web/visits")
         second = await get_from_pod(self._client, "http://web/visits")
         counted = (first.get("visits") or 0) + 1 == second.get("visits")
@@ -76,12 +78,14 @@ class Scenario:
         node = self._nodes[0]
         where = topology.netns_path(topology.node_netns(self._cluster, node))
         answer = await get_from_netns(where, f"http://{address}/")
-        self._checks.add("ClusterIP from a node", answer.get("status") == 200, f"{node} -> {address}: {answer}")
+        self._checks.add("ClusterIP from a node", answer.get("status") == 200, f"{node} -> {address}: {_words(answer)}")
         outside = topology.netns_path(topology.control_netns(self._cluster))
         for number, name in enumerate(self._nodes, 1):
             url = f"http://{topology.node_address(number)}:{NODE_PORT}/"
             answer = await get_from_netns(outside, url)
-            self._checks.add(f"NodePort of {name} from outside", answer.get("status") == 200, f"{url}: {answer}")
+            self._checks.add(
+                f"NodePort of {name} from outside", answer.get("status") == 200, f"{url}: {_words(answer)}"
+            )
 
     async def _from_another_node(self, url: str) -> None:
         client_node = self._node_of("client")
@@ -167,7 +171,8 @@ class Scenario:
         self._checks.add("exec works", (code, output) == (7, "hi\n"), f"output {output.strip()!r}, exit status {code}")
         name = sorted(pod.metadata.name or "" for pod in self._tier("web") if pod.metadata)[0]
         text = await self._kernelet("logs", name, "-n", NAMESPACE, "--tail", "5")
-        self._checks.add("logs work", "GET / HTTP/1.1" in text, f"{name}: {text.strip().splitlines()[-1:]}")
+        last = text.strip().rpartition("\n")[2]
+        self._checks.add("logs work", "GET / HTTP/1.1" in text, f"{name}: {last}")
 
     async def uninstall(self) -> None:
         self._checks.say("kernelet delete -f shop.yaml")
@@ -228,6 +233,12 @@ def _ready(pod: Pod) -> bool:
     if pod.metadata is None or pod.metadata.deletionTimestamp is not None or pod.status is None:
         return False
     return any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
+
+
+def _words(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return f"no answer ({answer['error']})"
+    return f"{answer.get('pod')} answered {answer.get('status')}"
 
 
 def _told(load: Load) -> str:

@@ -120,9 +120,10 @@ def command(
 
 
 def _of_files(settings: Settings, files: tuple[str, ...], recursive: bool) -> list[Doomed]:
+    """Last first: a namespace stands before what is in it, and would take that away under the command's feet."""
     return [
         Doomed(manifest.kind, manifest.name, in_namespace(manifest, settings))
-        for manifest in load(files, recursive=recursive)
+        for manifest in reversed(load(files, recursive=recursive))
     ]
 
 

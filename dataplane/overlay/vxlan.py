@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from ..repair import keep_repaired
 from ..routes import Peer
 from ..rtevents import RTM_DELADDR, RTM_NEWADDR, KernelEvents, Notice
 from .backend import Attachment, OverlayConfig, OverlayError
@@ -42,7 +43,6 @@ _NUD_PERMANENT = 0x80
 _NTF_SELF = 0x02
 _GONE = (2, 3, 19)  # ENOENT, ESRCH, ENODEV
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
 T = TypeVar("T")
 
@@ -286,28 +286,8 @@ class Vxlan:
         """
         changed = asyncio.Event()
         changed.set()
-        pause: float | None = None
         with KernelEvents(self._concerns, changed.set):
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await changed.wait()
-                # Cleared first: what happens during the repair is looked at again, a burst only once.
-                changed.clear()
-                if await self._repair_or_warn():
-                    pause = None
-                else:
-                    pause = FIRST_PAUSE if pause is None else min(pause * 2, LONGEST_PAUSE)
-
-    async def _repair_or_warn(self) -> bool:
-        try:
-            count = await self.repair()
-        except OverlayError as error:
-            log.warning("overlay not repaired, it is tried again: %s", error)
-            return False
-        if count:
-            log.warning("repaired the overlay entries=%d", count)
-        return True
+            await keep_repaired("the overlay", changed, self.repair, OverlayError)
 
     async def close(self, *, keep: bool = True) -> None:
         """Releases netlink sockets; with keep=False also removes device and routes."""

@@ -31,6 +31,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from kernelet.ext import netns
 
+from ..repair import keep_repaired
 from ..rtevents import RTM_DELADDR, RTM_DELNEIGH, RTM_DELROUTE, KernelEvents, Notice
 from . import ruleset
 from .addresses import AddressPool
@@ -48,7 +49,6 @@ _ENODEV = 19
 _SCOPE_LINK = 253
 _IPV4, _MAIN_TABLE = 2, 254
 _NUD_PERMANENT = 0x80
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
 T = TypeVar("T")
 
@@ -285,22 +285,8 @@ class PodNet:
         """
         changed = asyncio.Event()
         changed.set()
-        pause: float | None = None
         with KernelEvents(self._concerns, changed.set), ruleset.Watch(changed.set):
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await changed.wait()
-                changed.clear()
-                try:
-                    count = await self.repair()
-                except PodNetworkError as error:
-                    log.warning("pod network not repaired, it is tried again: %s", error)
-                    pause = FIRST_PAUSE if pause is None else min(pause * 2, LONGEST_PAUSE)
-                    continue
-                pause = None
-                if count:
-                    log.warning("repaired the pod network pods=%d", count)
+            await keep_repaired("the pod network", changed, self.repair, PodNetworkError)
 
     def status(self) -> dict[str, str]:
         """Link name -> address of what is attached."""

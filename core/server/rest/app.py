@@ -17,10 +17,10 @@ from kernelet.core.api.errors import ApiError, BadRequest, InternalError, Method
 from ..requests import Ref
 from . import discovery, health, objects, paths, reviews, subresources, watching
 from .access import authenticate, impersonate
-from .answers import answer, failure, tagged
+from .answers import JSON_TYPE, answer, failure, tagged
 from .bodies import MAX_BODY
 from .context import SERVER_VERSION, Call, Face
-from .openapi import OpenApi
+from .openapi import V2_PROTOBUF, OpenApi
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +146,10 @@ class RestApp:
             return await discovery.groups(call, path)
         if path == "/metrics":
             return await health.metrics(call)
+        if path == "/openapi/v2":
+            protobuf = "protobuf" in call.http.headers.get("Accept", "")
+            kind = V2_PROTOBUF if protobuf else JSON_TYPE
+            return await tagged(call.http, self.openapi.v2(protobuf=protobuf), kind)
         if path == "/openapi/v3":
             return await tagged(call.http, self.openapi.index())
         if path.startswith("/openapi/v3/"):
@@ -154,7 +158,7 @@ class RestApp:
 
     def _known_paths(self) -> list[str]:
         versions = {f"/apis/{kind.api_version}" if kind.group else f"/api/{kind.version}" for kind in self.face.kinds}
-        fixed = {"/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"}
+        fixed = {"/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"}
         return sorted(versions | fixed)
 
 

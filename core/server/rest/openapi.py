@@ -24,6 +24,7 @@ from .objects import PATCH_TYPES
 
 _REF = "#/components/schemas/"
 _PARAMETER = re.compile(r"^      \* \*\*(?P<name>[^*]+)\*\* ``.*?`` ?-? ?(?P<text>.*)$")
+V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
 _GVK = "x-kubernetes-group-version-kind"
 _QUERY = {
     "list": ("labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "watch", "timeoutSeconds"),
@@ -47,6 +48,10 @@ class OpenApi:
         paths = {path: {"serverRelativeURL": f"/openapi/v3/{path}?hash={self._hash(path)}"} for path in groups}
         return codec.encode({"paths": paths})
 
+    def v2(self, *, protobuf: bool) -> bytes:
+        """`GET /openapi/v2`."""
+        return build_v2(self._version, protobuf=protobuf)
+
     async def document(self, path: str) -> bytes:
         """`GET /openapi/v3/<path>`, path such as `api/v1` or `apis/apps/v1`. Raises NotFound."""
         kinds = [kind for kind in self._kinds if _path_of(kind) == path]
@@ -63,6 +68,24 @@ class OpenApi:
         rows = [repr(kind) for kind in self._kinds if _path_of(kind) == path]
         seed = "\n".join([self._version, version("lightkube-models"), *rows])
         return hashlib.sha256(seed.encode()).hexdigest().upper()
+
+
+def build_v2(server_version: str, *, protobuf: bool) -> bytes:
+    """`GET /openapi/v2`: a document without definitions, as protobuf (gnostic's openapi_v2.Document) or as JSON.
+
+    kubectl asks for it before it sends the items of a v1 List, which is no kind of the server's and so in no v3
+    document; a kind that this one does not define it leaves to the server to check.
+    """
+    if not protobuf:
+        info = {"title": "Kubernetes", "version": server_version}
+        return codec.encode({"swagger": "2.0", "info": info, "paths": {}})
+    info_fields = _field(1, b"Kubernetes") + _field(2, server_version.encode())
+    return _field(1, b"2.0") + _field(2, info_fields) + _field(8, b"")
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A length-delimited protobuf field of less than 128 bytes."""
+    return bytes([number << 3 | 2, len(value)]) + value
 
 
 def build_document(kinds: list[Kind], path: str, server_version: str) -> bytes:

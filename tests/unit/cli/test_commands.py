@@ -179,6 +179,18 @@ def test_delete_by_file_and_by_selector(cluster: Cluster, write: Write) -> None:
     assert cluster.run("get", "deploy,cm", "-l", "app=gone", "-o", "name") == ""
 
 
+def test_delete_by_file_takes_what_is_in_a_namespace_before_the_namespace(cluster: Cluster, write: Write) -> None:
+    inside = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"c{number}", "namespace": "short-lived"}}
+        for number in range(3)
+    ]
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "short-lived"}}
+    file = write("all.json", json.dumps({"apiVersion": "v1", "kind": "List", "items": [space, *inside]}))
+    cluster.run("apply", "-f", file)
+    deleted = cluster.run("delete", "-f", file, "--no-wait").splitlines()
+    assert [line.split('"')[1] for line in deleted] == ["c2", "c1", "c0", "short-lived"]
+
+
 def test_describe_tells_all_and_hides_secrets(cluster: Cluster, write: Write) -> None:
     cluster.run("create", "-f", write("web.yaml", manifest("told")))
     text = cluster.run("describe", "deploy/told")
