@@ -43,7 +43,7 @@ format: ## rewrite sources in the project's style
 	$(if $(C_SOURCES),clang-format -i $(C_SOURCES))
 
 bench: setup ## run the benchmarks (needs root)
-	@$(BIN)/kernelet bench start
+	@for name in start proxy scale; do $(BIN)/kernelet bench $$name || exit; done
 
 wheel: setup ## build a wheel into dist/
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .

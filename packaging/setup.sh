@@ -43,6 +43,12 @@ install_packages() {
     apt-get update -q
     # shellcheck disable=SC2086 # one word a package
     DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $missing
+    local unit
+    for unit in etcd haproxy; do
+        if command -v systemctl >/dev/null && grep -q "$unit" <<<"$missing"; then
+            systemctl --quiet disable "$unit" || true # no systemd runs here
+        fi
+    done
 }
 
 download_demo_packages() {

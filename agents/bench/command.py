@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kernelet.dataplane.bench.commands import add_to
+
 if TYPE_CHECKING:
     from kernelet.dataplane.bench import Report
 
@@ -45,3 +47,6 @@ def start(quick: bool, json_file: Path | None, plot_file: Path | None) -> None:
     rounds, pods = (1, 5) if quick else (7, 20)
     say(f"{rounds} cold starts with {pods} pods each, about {rounds * 12} seconds")
     finish(run(bench_start(rounds, pods, say)), json_file, plot_file)
+
+
+add_to(command, options, finish)

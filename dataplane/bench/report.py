@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+_COLUMN = 4
+"""More panels than this are drawn in two columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,28 @@ class Result:
         """A case without a reference. Raises statistics.StatisticsError for no samples."""
         spread = (round(min(samples), 4), round(max(samples), 4))
         return cls(case, subject, round(statistics.median(samples), 4), unit, spread, len(samples))
+
+    @classmethod
+    def versus(
+        cls, case: str, subject: str, samples: Sequence[float], unit: str, reference: str, references: Sequence[float]
+    ) -> Result:
+        """A case with a reference. The ratio is the median of the rounds' own ratios where both have the same rounds.
+
+        Raises statistics.StatisticsError for no samples.
+        """
+        base = statistics.median(references)
+        if len(samples) == len(references):
+            ratio = statistics.median(value / other for value, other in zip(samples, references, strict=True))
+        else:
+            ratio = statistics.median(samples) / base
+        alone = cls.of(case, subject, samples, unit)
+        return replace(alone, reference=reference, reference_value=round(base, 4), ratio=round(ratio, 4))
+
+
+def quantile(samples: Sequence[float], part: float) -> float:
+    """The smallest sample that at least `part` (0..1) of them do not exceed. Raises IndexError for no samples."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(part * len(ordered)) - 1))]
 
 
 @dataclass(slots=True)
@@ -59,31 +85,60 @@ class Report:
         path.write_text(json.dumps(data, indent=2) + "\n")
 
     def plot(self, path: Path) -> None:
-        """Horizontal bars with the spread as whiskers; one panel a unit. Raises ImportError without matplotlib."""
+        """A panel a case: a bar a subject, with the spread as whiskers. Raises ImportError without matplotlib."""
         import matplotlib as mpl
 
         mpl.use("Agg")
         from matplotlib import pyplot
 
-        units = list(dict.fromkeys(result.unit for result in self.results))
-        heights = [sum(1 for result in self.results if result.unit == unit) for unit in units]
-        figure, axes = pyplot.subplots(
-            len(units), 1, figsize=(9, 1.2 + 0.42 * sum(heights)), squeeze=False, height_ratios=heights
-        )
-        for unit, axis in zip(units, axes[:, 0], strict=True):
-            chosen = [result for result in self.results if result.unit == unit]
-            names = [f"{result.case}: {result.subject}" for result in chosen]
-            values = [result.value for result in chosen]
-            low = [result.value - result.spread[0] for result in chosen]
-            high = [result.spread[1] - result.value for result in chosen]
-            axis.barh(names, values, xerr=[low, high], color="#3a6ea5", ecolor="#222222", capsize=3)
+        cases = list(dict.fromkeys((result.case, result.unit) for result in self.results))
+        panels = [_bars(self.results, case) for case in cases]
+        columns = 1 if len(cases) <= _COLUMN else 2
+        rows = math.ceil(len(cases) / columns)
+        height = 0.6 + rows * (0.7 + 0.3 * max(len(bars) for bars in panels))
+        figure, axes = pyplot.subplots(rows, columns, figsize=(9 * columns**0.6, height), squeeze=False)
+        for axis in list(axes.flat)[len(cases) :]:
+            axis.set_visible(False)
+        subjects = list(dict.fromkeys(result.subject for result in self.results))
+        colours = {subject: f"C{index % 10}" for index, subject in enumerate(subjects)}
+        for (case, unit), axis, bars in zip(cases, axes.flat, panels, strict=False):
+            values = [bar.value for bar in bars]
+            spread = [[max(0.0, v - bar.spread[0]) for v, bar in zip(values, bars, strict=True)]]
+            spread += [[max(0.0, bar.spread[1] - v) for v, bar in zip(values, bars, strict=True)]]
+            drawn = axis.barh(
+                [bar.subject for bar in bars],
+                values,
+                xerr=spread,
+                color=[colours[bar.subject] for bar in bars],
+                ecolor="#222222",
+                capsize=2.5,
+                height=0.7,
+            )
+            axis.bar_label(drawn, [_label(bar) for bar in bars], padding=6, fontsize=8)
+            axis.set_xlim(0, 1.5 * max((bar.spread[1] for bar in bars), default=1) or 1)
             axis.invert_yaxis()
-            axis.set_xlabel(unit)
+            axis.set_title(f"{case} ({unit})", fontsize=9, loc="left")
+            axis.tick_params(labelsize=8)
             axis.grid(axis="x", alpha=0.3)
-        figure.suptitle(f"kernelet bench {self.bench}")
-        figure.tight_layout()
+            axis.set_axisbelow(True)
+        figure.suptitle(f"kernelet bench {self.bench}", fontsize=11)
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / height))
         figure.savefig(path, dpi=120)
         pyplot.close(figure)
+
+
+def _bars(results: Sequence[Result], case: tuple[str, str]) -> list[Result]:
+    """One result a subject, the first where there are several references."""
+    found: dict[str, Result] = {}
+    for result in results:
+        if (result.case, result.unit) == case:
+            found.setdefault(result.subject, result)
+    return list(found.values())
+
+
+def _label(result: Result) -> str:
+    value = f"{result.value:,.0f}" if result.value >= 1000 else f"{result.value:.3g}"
+    return value if result.ratio is None else f"{value}  ({result.ratio:.2f} of {result.reference})"
 
 
 def machine() -> dict[str, object]:

@@ -42,6 +42,8 @@ LINK_PREFIX = "kl"
 GATEWAY = "169.254.1.1"
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 POD_LINK = "eth0"
+GATEWAY_LABEL = "lo:kernelet"
+"""By which the node's own address among the pods is found and removed when nothing else is known any more."""
 DEFAULT_MTU = 1450
 """1500 less the 50 bytes of VXLAN over IPv4."""
 _HASH_DIGITS = 11
@@ -120,7 +122,7 @@ class PodNet:
         loopback = (await self._netlink.link_lookup(ifname="lo"))[0]
         await self._netlink.link("set", index=loopback, state="up")
         # On lo, since pods have no common link: the source address of what the node itself sends to pods.
-        await self._netlink.addr("replace", index=loopback, address=self.gateway, prefixlen=32)
+        await self._netlink.addr("replace", index=loopback, address=self.gateway, prefixlen=32, label=GATEWAY_LABEL)
 
     async def _locked(self, work: Callable[[], Awaitable[T]]) -> T:
         """One at a time, with an open socket. Raises PodNetworkError for whatever the kernel refuses."""

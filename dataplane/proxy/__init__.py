@@ -1,8 +1,9 @@
 """Service proxy: engines that make the kernel route service addresses to backends.
 
-Promises: `create_engine` gives an `Engine` (engine.py) for this host; every engine keeps its routes in the kernel when
-the process is gone, and writes what changed rather than everything. Depends on `kernelet.ext` and on the route table of
-`kernelet.dataplane.routes`. Never forwards a packet itself, and never learns where routes come from.
+Promises: `create_engine` gives an `Engine` (engine.py) for this host; an engine keeps its routes in the kernel when the
+process is gone, and writes what changed rather than everything. Depends on `kernelet.ext` and on the route table of
+`kernelet.dataplane.routes`. Never forwards a packet itself, and never learns where routes come from. One engine breaks
+these promises by its nature: `userspace`, the baseline that the others are measured against, carries every byte itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .engine import Counter, Engine, EngineConfig, EngineError
 __all__ = ["Counter", "Engine", "EngineConfig", "EngineError", "create_engine"]
 
 _log = logging.getLogger(__name__)
-ENGINES = ("auto", "nftables")
+ENGINES = ("auto", "nftables", "ebpf", "userspace")
 
 
 def create_engine(name: str, config: EngineConfig) -> Engine:
@@ -30,4 +31,12 @@ def create_engine(name: str, config: EngineConfig) -> Engine:
         from .nftables import NftablesEngine
 
         return NftablesEngine(config)
+    if name == "ebpf":
+        from .ebpf import EbpfEngine
+
+        return EbpfEngine(config)
+    if name == "userspace":
+        from .userspace import UserspaceEngine
+
+        return UserspaceEngine(config)
     raise EngineError(f"no proxy engine is called {name!r}; use one of {', '.join(ENGINES)}")

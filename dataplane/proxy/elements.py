@@ -219,6 +219,10 @@ def differences(kernel: Elements, wanted: Elements) -> tuple[Edits, int]:
         held, target = kernel.get(where, nothing), wanted.get(where, nothing)
         if held == target:
             continue
+        if not held:
+            edits.change(where, [], list(target.items()))
+            count += len(target)
+            continue
         changed = [key for key, value in held.items() if key in target and target[key] != value]
         gone = [key for key in held if key not in target]
         new = [item for item in target.items() if item[0] not in held]

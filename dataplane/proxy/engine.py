@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Protocol
 
 from ..routes import Delta
@@ -24,6 +25,12 @@ class EngineConfig:
     cluster_cidrs: tuple[IPv4Network | IPv6Network, ...]
     """All pods' addresses: what is not masqueraded among itself."""
     service_cidrs: tuple[IPv4Network | IPv6Network, ...]
+    cgroups: tuple[Path, ...] = ()
+    """Folders in the cgroup2 hierarchy whose sockets the ebpf engine serves; made where they are missing."""
+    pins: Path | None = None
+    """Where the ebpf engine pins maps and links; None: /sys/fs/bpf/kernelet/<node>."""
+    max_map_entries: int = 1 << 22
+    """No map of the ebpf engine grows beyond this."""
 
 
 @dataclass(frozen=True, slots=True)

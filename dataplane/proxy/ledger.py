@@ -14,6 +14,8 @@ from typing import Final
 from .elements import Edits, Elements, Frontend, Held, Place, Plan, Target, Value, hold, slot_key
 from .ruleset import BACKENDS, HAIRPIN, SERVICES, TRAFFIC, Family
 
+KernelSlots = dict[tuple[Family, str, bytes], list[bytes | None]]
+"""Backends by slot, by (family, name of the map, frontend's key)."""
 _NATIVE: Final = sys.byteorder
 _MOST_SLOTS = 1 << 20
 """A slot beyond this is not ours: it is deleted, not counted up to."""
@@ -109,7 +111,7 @@ def _by_frontend(plans: Mapping[str, Plan]) -> dict[Frontend, set[str]]:
     return found
 
 
-def whole(plans: Mapping[str, Plan], kernel: Mapping[Place, Mapping[bytes, Value]]) -> Ledger:
+def whole(plans: Mapping[str, Plan], slots: KernelSlots) -> Ledger:
     """The ledger of a whole table, whose slots are those of the kernel's elements as far as possible."""
     claims: dict[Frontend, frozenset[str]] = {}
     targets: dict[Frontend, Target] = {}
@@ -120,7 +122,6 @@ def whole(plans: Mapping[str, Plan], kernel: Mapping[Place, Mapping[bytes, Value
             else:
                 claims[frontend] = frozenset((name,))
                 targets[frontend] = target
-    slots = kernel_slots(kernel)
     made = Ledger()
     made._claims = claims
     made.held = {
@@ -132,9 +133,9 @@ def whole(plans: Mapping[str, Plan], kernel: Mapping[Place, Mapping[bytes, Value
     return made
 
 
-def kernel_slots(kernel: Mapping[Place, Mapping[bytes, Value]]) -> dict[tuple[Family, str, bytes], list[bytes | None]]:
+def kernel_slots(kernel: Mapping[Place, Mapping[bytes, Value]]) -> KernelSlots:
     """Backends by slot of every frontend in the kernel; None for a slot that is missing."""
-    found: dict[tuple[Family, str, bytes], list[bytes | None]] = {}
+    found: KernelSlots = {}
     for (family, name), items in kernel.items():
         if not name.endswith(BACKENDS):
             continue

@@ -26,8 +26,8 @@ have the same *number* of backends have their whole logic in common::
     services   10.96.0.1 . tcp . 80      : 3
     lb_chains  3                         : goto lb3
     backends   10.96.0.1 . tcp . 80 . 0  : 10.244.1.7 . 8080       slots are dense: 0, 1, 2
-    chain lb3 { meta priority set numgen random mod 3
-                dnat ip to ip daddr . meta l4proto . th dport . meta priority map @backends }
+    chain lb3          { meta priority set numgen random mod 3 goto lb_translate }
+    chain lb_translate { dnat ip to ip daddr . meta l4proto . th dport . meta priority map @backends }
 
 Node ports are the same without the address (`nodeports`, `nodeport_backends`, `np<N>`). Clients outside the cluster
 first meet the `local_` twins of these maps, which hold services with externalTrafficPolicy Local and only this node's
@@ -38,7 +38,8 @@ That a frontend has a number rather than a verdict is for the sake of changes: t
 and with it every element of every verdict map in reach, whenever an element with a jump is added. Verdicts are kept
 in maps of a few dozen elements that hardly ever change, so a change costs the same whatever the size of the table.
 (With verdicts in `services`, a changed number of endpoints took 1.5 ms at 10,000 services, in proportion to their
-number.)
+number.) For a like reason only one chain uses `backends`: the kernel walks a map as a whole for each chain that comes
+to use it, and with the rule in every chain a restart took two seconds longer at 10,000 services.
 
 Costs. A new connection: four hash lookups, one of them in a tiny map, and a route lookup only where no service
 address matches; packets of known connections run through no chain at all (every chain is of type nat), conntrack
@@ -84,7 +85,8 @@ from ..routes import Delta, RouteTable, ServiceRoute
 from .elements import Edits, Elements, Frontend, Place, Plan, Value, differences, frontend_of, plan, readable, without
 from .engine import Counter, EngineConfig, EngineError
 from .flows import StaleFlows
-from .ledger import Ledger, Transition, all_elements, kernel_slots, whole
+from .ledger import KernelSlots, Ledger, Transition, all_elements, kernel_slots, whole
+from .memory import collector_paused
 from .ruleset import (
     BACKENDS,
     HAIRPIN,
@@ -294,6 +296,7 @@ class NftablesEngine:
 
     # --- the whole table ----------------------------------------------------------------------------------------------
 
+    @collector_paused()
     def _synchronize(self, services: Mapping[str, ServiceRoute]) -> int:
         """Compares the kernel with a whole table and writes the difference; returns how many elements differed."""
         plans = {name: self._plan(service) for name, service in services.items()}
@@ -308,7 +311,8 @@ class NftablesEngine:
             try:
                 generation = self._netlink.generation()
                 kernel = self._kernel()
-                ledger = whole(plans, kernel)
+                slots = kernel_slots(kernel)
+                ledger = whole(plans, slots)
                 wanted = all_elements(ledger) | self._chain_elements()
                 edits, count = differences(without(kernel, refused), without(wanted, refused))
                 missed = self._commit(edits, generation)
@@ -321,9 +325,9 @@ class NftablesEngine:
                 reason = str(error)
                 continue
             differed += count
-            flows = _whole_flows(self._families, kernel, ledger)
             self._ledger = ledger
-            self._delete_flows(flows)
+            if count:
+                self._delete_flows(_whole_flows(self._families, kernel, slots, ledger))
             if not missed:
                 break
         else:
@@ -515,10 +519,11 @@ def _initial(family: Family) -> set[Chooser]:
     return {(kind, count) for kind in (services, nodeports) for count in range(1, INITIAL_CHAINS + 1)}
 
 
-def _whole_flows(which: Iterable[Family], kernel: Mapping[Place, Mapping[bytes, Value]], ledger: Ledger) -> StaleFlows:
+def _whole_flows(
+    which: Iterable[Family], kernel: Mapping[Place, Mapping[bytes, Value]], slots: KernelSlots, ledger: Ledger
+) -> StaleFlows:
     """The flows that going from the kernel's elements to the ledger's leaves stale."""
     flows = StaleFlows()
-    slots = kernel_slots(kernel)
     nothing: Mapping[bytes, Value] = {}
     for kind in (kind for family in which for kind in KINDS[family]):
         there = kernel.get((kind.family, kind.frontends), nothing)

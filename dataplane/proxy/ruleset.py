@@ -75,6 +75,11 @@ class Kind:
         return f"{self.chain}_chains"
 
     @property
+    def translate(self) -> str:
+        """The chain that translates to the chosen backend."""
+        return f"{self.chain}_translate"
+
+    @property
     def choose(self) -> str:
         """The rule that leaves for the frontend's chain, and does not match where there is no such frontend.
 
@@ -115,16 +120,23 @@ def families(config: EngineConfig) -> tuple[Family, ...]:
 
 
 def chooser(kind: Kind, count: int) -> str:
-    """The chain that sends a new connection to one of `count` backends, picked at random.
+    """The chain that sends a new connection to one of `count` backends, picked at random."""
+    return (
+        f"  chain {kind.chain}{count} {{\n    meta priority set numgen random mod {count} goto {kind.translate}\n  }}\n"
+    )
+
+
+def _translation(kind: Kind) -> str:
+    """The chain that all choosers of a kind end in, which sends a new connection to the backend in the chosen slot.
 
     A packet that is on its way while a transaction is committed may see the old number of backends and the new slots.
     Slot 0 exists as long as there is any backend, so the second rule takes what the first one missed: no connection
-    is lost to a change.
+    is lost to a change. It is one chain, as the kernel walks a whole map for every chain that comes to use it.
     """
     choose = f"meta l4proto {{ tcp, udp, sctp }} dnat {kind.family.name} to {kind.key} . meta priority"
     return (
-        f"  chain {kind.chain}{count} {{\n"
-        f"    meta priority set numgen random mod {count} {choose} map @{kind.backends}\n"
+        f"  chain {kind.translate} {{\n"
+        f"    {choose} map @{kind.backends}\n"
         f"    meta priority set 0 {choose} map @{kind.backends}\n"
         f"    goto {REJECT}\n"
         "  }\n"
@@ -137,27 +149,37 @@ def add_sets(batch: Batch, family: Family) -> None:
     Slots have the type of a packet's priority, in which the random number rests: a number without a type of its own
     (`typeof ... . numgen random mod 2`) is one that nft 1.0.6 can declare, but neither use in a later rule nor list.
     """
-    address = (_TYPE_IP if family is IP else _TYPE_IP6, family.length)
-    port = (_TYPE_SERVICE, 4)
+    address, port = _address(family), (_TYPE_SERVICE, 4)
     for kind in KINDS[family]:
-        key = [address, _PROTOCOL, port] if kind.addressed else [_PROTOCOL, port]
-        batch.add_set(TABLE, family.number, kind.frontends, *_concatenation(key), *_COUNT)
+        key = key_fields(kind)
+        batch.add_set(TABLE, family.number, kind.frontends, *concatenation(key), *_COUNT)
         batch.add_set(TABLE, family.number, kind.chains, *_COUNT, "verdict")
         batch.add_set(
-            TABLE, family.number, kind.backends, *_concatenation([*key, _COUNT]), *_concatenation([address, port])
+            TABLE, family.number, kind.backends, *concatenation([*key, _COUNT]), *concatenation([address, port])
         )
-    batch.add_set(TABLE, family.number, HAIRPIN, *_concatenation([address, address]))
-    batch.add_set(TABLE, family.number, TRAFFIC, *_concatenation([address, _PROTOCOL, port]), counter=True)
+    batch.add_set(TABLE, family.number, HAIRPIN, *concatenation([address, address]))
+    batch.add_set(TABLE, family.number, TRAFFIC, *concatenation([address, _PROTOCOL, port]), counter=True)
 
 
-def _concatenation(fields: Iterable[tuple[int, int]]) -> tuple[int, int]:
+def _address(family: Family) -> tuple[int, int]:
+    return _TYPE_IP if family is IP else _TYPE_IP6, family.length
+
+
+def key_fields(kind: Kind) -> list[tuple[int, int]]:
+    """The fields of a frontend's key, each with nft's number of its type and its length."""
+    ports = [_PROTOCOL, (_TYPE_SERVICE, 4)]
+    return [_address(kind.family), *ports] if kind.addressed else ports
+
+
+def concatenation(fields: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The number and the length of the type that is made of these."""
     number = length = 0
     for type_, size in fields:
         number, length = number << 6 | type_, length + size
     return number, length
 
 
-def _prefixes(config: EngineConfig, family: Family) -> tuple[str, str]:
+def prefixes(config: EngineConfig, family: Family) -> tuple[str, str]:
     """The cluster's and the services' networks of a family as nft sets; "" where there are none."""
     found = []
     for networks in (config.cluster_cidrs, config.service_cidrs):
@@ -170,7 +192,7 @@ def _chains(family: Family, config: EngineConfig) -> str:
     """The fixed chains. All are of type nat, so only the first packet of a connection runs through any of them."""
     ip = family.name
     everyone, node, local, local_node = KINDS[family]
-    cluster, services = _prefixes(config, family)
+    cluster, services = prefixes(config, family)
     outside = f"{ip} saddr != {cluster} " if cluster else ""
     count = f"{everyone.key} @{TRAFFIC}"
     mark = f"meta mark set meta mark | {MASQUERADE_MARK:#x}"
@@ -224,8 +246,9 @@ def base_text(family: Family, config: EngineConfig, choosers: Collection[Chooser
     The sets must exist, and every chooser that elements point to must be among `choosers`.
     """
     table = f"table {family.name} {TABLE}"
+    ends = "".join(map(_translation, KINDS[family]))
     chosen = "".join(chooser(kind, count) for kind, count in sorted(choosers, key=_by_name))
-    return f"flush {table}\n{table} {{{_chains(family, config)}{chosen}}}\n"
+    return f"flush {table}\n{table} {{{_chains(family, config)}{ends}{chosen}}}\n"
 
 
 def chain_elements(kind: Kind, counts: Iterable[int]) -> dict[bytes, str]:

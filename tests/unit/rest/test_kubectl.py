@@ -118,6 +118,15 @@ def test_apply_creates_then_changes_only_what_differs(kubectl: Kubectl) -> None:
     assert kubectl("get", "-n", "apply", "deploy,svc,cm", "-o", "name") == ""
 
 
+def test_apply_takes_a_list_of_objects_as_one(kubectl: Kubectl) -> None:
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "listed"}, "data": {"a": "b"}}
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [item]})
+    assert kubectl("apply", "-f", "-", text=text) == "configmap/listed created\n"
+    item["metadata"] = {"name": "listed", "labelz": {}}
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [item]})
+    assert "labelz" in kubectl.error("apply", "-f", "-", text=text)
+
+
 def test_apply_names_a_field_that_does_not_exist(kubectl: Kubectl) -> None:
     stderr = kubectl.error("apply", "-f", "-", text=APPLICATION.replace("replicas:", "replicaz:"))
     assert 'unknown field "spec.replicaz"' in stderr

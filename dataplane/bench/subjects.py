@@ -1,0 +1,160 @@
+"""What is put into a world to be measured: nothing, an engine, haproxy, or any other proxy.
+
+A foreign proxy needs one class with a `start(world)` that makes `world.service()` answer on
+`world.service_addresses`, and one line in `SUBJECTS`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+from ..proxy import ENGINES, create_engine
+from .topology import BULK_PORT, HTTP_PORT, SERVICE_PORT, BenchError, Namespace, World
+
+READY_SECONDS = 10.0
+_HAPROXY_PORT, _HAPROXY_BULK_PORT = 10080, 15201
+
+
+class Proxy(Interface):
+    """What makes service addresses answer."""
+
+    def start(self, world: World) -> None:
+        """Everything it starts or makes goes with the world. Raises BenchError."""
+        ...
+
+
+class Nothing:
+    """No proxy: the kernel of the node as it is."""
+
+    def start(self, world: World) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProxy:
+    """One of Kernelet's own."""
+
+    name: str
+
+    def start(self, world: World) -> None:
+        engine = create_engine(self.name, world.config)
+
+        def program() -> None:
+            engine.start()
+            engine.apply(world.routes())
+
+        world.callback(lambda: engine.close(keep=False))
+        world.node.inside(program)
+
+
+class Haproxy:
+    """Debian's haproxy in TCP mode on the node, reached by the same redirection as the userspace engine."""
+
+    def start(self, world: World) -> None:
+        folder = world.folder / "haproxy"
+        folder.mkdir()
+        servers = "".join(
+            f"  server web{index} {address}:{HTTP_PORT}\n" for index, address in enumerate(world.backend_addresses)
+        )
+        bulk = f"  server web0 {world.backend_addresses[0]}:{BULK_PORT}\n"
+        (folder / "haproxy.cfg").write_text(
+            "global\n  nbthread 2\n  maxconn 8000\n"
+            "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n"
+            f"listen http\n  bind :{_HAPROXY_PORT} backlog 4096\n  balance roundrobin\n{servers}"
+            f"listen bulk\n  bind :{_HAPROXY_BULK_PORT}\n{bulk}"
+        )
+        world.node.start("haproxy", "-db", "-f", str(folder / "haproxy.cfg"), log=folder / "log")
+        services = ", ".join(world.service_addresses)
+        world.node.run(
+            "nft",
+            "-f",
+            "-",
+            text=f"table ip haproxy {{ chain prerouting {{ type nat hook prerouting priority dstnat;\n"
+            f"ip daddr {{ {services} }} tcp dport {SERVICE_PORT} redirect to :{_HAPROXY_PORT}\n"
+            f"ip daddr {{ {services} }} tcp dport {BULK_PORT} redirect to :{_HAPROXY_BULK_PORT}\n}}\n}}\n",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    name: str
+    proxy: Callable[[], Proxy]
+    service: bool
+    """Clients use service addresses; else the pods' own."""
+    udp: bool = True
+    userspace: bool = False
+
+    def targets(self, world: World, port: int = HTTP_PORT) -> list[str]:
+        """`address:port`, one for each client address; a port of the pods that services have as well."""
+        if self.service:
+            return [f"{a}:{SERVICE_PORT if port == HTTP_PORT else port}" for a in world.service_addresses]
+        return [f"{address}:{port}" for address in world.backend_addresses]
+
+
+SUBJECTS = (
+    Subject("bare", Nothing, service=False),
+    Subject("direct", lambda: EngineProxy("nftables"), service=False),
+    Subject("ebpf", lambda: EngineProxy("ebpf"), service=True),
+    Subject("nftables", lambda: EngineProxy("nftables"), service=True),
+    Subject("haproxy", Haproxy, service=True, udp=False, userspace=True),
+    Subject("userspace", lambda: EngineProxy("userspace"), service=True, userspace=True),
+)
+REFERENCES = ("bare", "direct")
+BY_NAME = {subject.name: subject for subject in SUBJECTS}
+
+
+def available() -> list[str]:
+    """What can be compared here besides the references."""
+    return [s.name for s in SUBJECTS if s.name in ENGINES or s.name == "haproxy"]
+
+
+def choose(names: list[str]) -> list[Subject]:
+    """The references and the subjects called so. Raises BenchError for an unknown one."""
+    for name in names:
+        if name not in available():
+            raise BenchError(f"nothing to compare is called {name!r}; there are {', '.join(available())}")
+    return [subject for subject in SUBJECTS if subject.name in REFERENCES or subject.name in names]
+
+
+def wait_ready(subject: Subject, world: World) -> None:
+    """Returns once every target takes connections. Raises BenchError."""
+    deadline = time.monotonic() + READY_SECONDS
+    while (silent := _silent(subject, world)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if silent:
+        raise BenchError(f"{subject.name}: {silent} does not answer; see the logs in {world.folder}")
+
+
+def check_alive(subject: Subject, world: World) -> None:
+    """Raises BenchError where a target or a backend has stopped to take connections."""
+    silent = _silent(subject, world)
+    if silent:
+        raise BenchError(f"{subject.name}: {silent} does not answer any more; see the logs in {world.folder}")
+
+
+def _silent(subject: Subject, world: World) -> str:
+    """A target or backend that does not take connections; "" where all do. The node asks the backends: the client's
+    addresses are not to reach them in two ways."""
+    backends = [f"{address}:{HTTP_PORT}" for address in world.backend_addresses]
+    # Processes of their own, since an engine may serve only those of the client's cgroup.
+    return _first_silent(world.client, subject.targets(world)) or _first_silent(world.node, backends)
+
+
+def _first_silent(namespace: Namespace, targets: list[str]) -> str:
+    return namespace.run(sys.executable, "-c", _PROBE, *targets).strip()
+
+
+_PROBE = """
+import socket, sys
+for target in sys.argv[1:]:
+    address, port = target.split(":")
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex((address, int(port))):
+            print(target)
+            break
+"""

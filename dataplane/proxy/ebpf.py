@@ -1,0 +1,284 @@
+"""The eBPF engine: sockets connect straight to a backend, and no packet is ever translated.
+
+Programs on the cgroup hooks of the node's pods and processes (ext/bpf/connect.bpf.c) replace a service's address by a
+backend's where a socket names its peer: connect(2), and sendto(2) on unconnected sockets. recvfrom(2) and
+getpeername(2) show the service's address. After that the connection is one between two pods: no NAT, no conntrack, no
+cost per packet, and a pod that reaches itself through its service needs nothing special.
+
+What comes from elsewhere never passes a hook: clients outside the cluster, node ports on the node's addresses, SCTP,
+sockets whose cgroup is not among `EngineConfig.cgroups`. For these the engine runs an nftables engine beside, at the
+same version.
+
+Maps::
+
+    services   10.96.0.1 . 80 . tcp   : set 7, 3 backends, affinity 0
+    backends   set 7 . slot 0         : 10.244.1.7 . 8080               slots are dense: 0, 1, 2
+    members    set 7 . 10.244.1.7 ... : (present)                       of services with affinity only
+    affinity   client . service       : 10.244.1.7 . 8080, last used    LRU
+    flows      socket . backend       : service address                 LRU, of UDP sockets
+    sockets    (socket storage)       : what this socket connected to, what it sent to last
+    counters   service                : connections, refusals           per CPU
+
+Designs considered
+------------------
+
+*Slots that are rewritten in place.* A change would be two elements, but a service with three backends of which one goes
+is wrong for a moment: either slot 2 leads nowhere or the same backend is met twice. Sets that are written whole cost as
+many elements as the service has backends, in one system call (2 us for ten), and switch with one write.
+
+*A map inside the service's element* (hash of maps): a switch is as atomic, but every set is a map of its own, with a
+descriptor and an RCU grace period each; 10,000 take seconds.
+
+*Reverse translation from an LRU map for all sockets.* A long-lived connection would lose its entry. Socket storage
+lives as long as the socket; only unconnected sockets, which may talk to many services, need the LRU map.
+
+*Growth by an outer map of maps.* A lookup more for every connection. Growing by loading the programs anew over larger
+maps costs nothing on the way, and is the same as an upgrade (ebpf_kernel.py).
+
+Atomicity: of a delta against crashes, of a service against connections; see ebpf_maps.py.
+
+The client of session affinity is the network namespace: a pod, or the node itself. Node ports are translated for the
+node's own processes on loopback addresses; on its other addresses they are the nftables engine's.
+
+Cgroups: `EngineConfig.cgroups` names the parent cgroup of the node's pods and, where the node's own processes shall be
+served too, theirs: on a host that is one node the root of the hierarchy, which includes the pods; where several nodes
+are namespaces of one host each node's processes need a cgroup of their own. Programs on a cgroup and on one above it
+both run, so the list must not hold both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from kernelet.ext.bpf import COUNTER
+from kernelet.ext.libbpf import BpfError
+
+from ..routes import Delta, RouteTable, ServiceRoute
+from .ebpf_kernel import Kernel
+from .ebpf_ledger import Held, Ledger, Transition
+from .ebpf_maps import COUNTERS, delete_sets, flip, read, sweep, write_sets
+from .ebpf_plan import Key, Plan, endpoints, is_address, plan, route
+from .ebpf_sockets import StaleSockets, release, stale
+from .engine import Counter, EngineConfig, EngineError
+from .memory import collector_paused
+from .nftables import NftablesEngine
+
+_log = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.5
+"""The kernel tells nobody when a link is detached or a pin removed, so they are looked at: 20 us a time."""
+
+
+class EbpfEngine:
+    """Keeps the socket programs' maps equal to a route table; see the module's text for how.
+
+    It works in the network namespace of the thread that calls `start`. `written` counts map elements so far, those of
+    the nftables engine beside it not included.
+    """
+
+    name = "ebpf"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._kernel = Kernel(config)
+        self._packets = NftablesEngine(config)
+        self._table = RouteTable()
+        self._ledger = Ledger()
+        self._stale: StaleSockets = {}
+        self._applied = self._broken = False
+        self.written = 0
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Loads and attaches the programs over the maps that are there. Raises EngineError."""
+        self._packets.start()
+        with _told("start the ebpf engine"):
+            self._kernel.start()
+
+    def close(self, *, keep: bool = True) -> None:
+        """Releases descriptors; with keep=False also detaches the programs and removes maps and pins."""
+        try:
+            with _told("remove the ebpf engine"):
+                self._kernel.close()
+                if not keep:
+                    self._kernel.remove()
+        finally:
+            self._packets.close(keep=keep)
+
+    async def watch_foreign_changes(self, on_change: Callable[[], None]) -> None:
+        """Calls `on_change` when a link or pin has vanished, or nftables rules were changed; until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._packets.watch_foreign_changes(on_change), name="nftables changes")
+            while True:
+                await asyncio.sleep(_LOOK_SECONDS)
+                with suppress(BpfError):  # a descriptor that another thread closes meanwhile: looked at again
+                    missing = self._kernel.missing()
+                    if missing:
+                        _log.warning("%s: removed by somebody", ", ".join(missing))
+                        on_change()
+
+    # --- routes -------------------------------------------------------------------------------------------------------
+
+    def apply(self, delta: Delta) -> None:
+        """Brings the kernel to the delta's version; see the contract.
+
+        Where the nftables engine cannot take a snapshot whole, sockets are brought to the new version all the same,
+        EngineError is raised, and only a snapshot is accepted next.
+        """
+        table = self._table
+        if not delta.snapshot and (
+            self._broken or (delta.generation, delta.base_version) != (table.generation, table.version)
+        ):
+            raise EngineError(
+                f"routes {delta.generation}:{delta.base_version}..{delta.version} do not continue what this node "
+                f"holds, {table.generation}:{table.version}; send a snapshot"
+            )
+        with _told("write the routes of the ebpf engine"):
+            transition = self._whole(_services(delta)) if delta.snapshot else self._difference(delta)
+            self._stage(transition)
+            refusal = self._apply_to_packets(delta, transition)
+            self._commit(transition)
+        if refusal is not None:
+            self._broken = True
+            raise refusal
+        table.apply(delta)
+        self._applied, self._broken = True, False
+
+    def _apply_to_packets(self, delta: Delta, transition: Transition) -> EngineError | None:
+        """The nftables engine's turn, while nothing leads to what is staged."""
+        try:
+            self._packets.apply(delta)
+        except EngineError as error:
+            if delta.snapshot:
+                return error
+            self._broken = True
+            delete_sets(self._kernel.maps, transition.new_sets)
+            raise
+        return None
+
+    def _difference(self, delta: Delta) -> Transition:
+        """What a delta changes, trusting that the kernel holds what the ledger says."""
+        held = self._table.services
+        new = {service.id: service for service in delta.services if held.get(service.id) != service}
+        old = {name: held[name] for name in (*new, *delta.removed_services) if name in held}
+        for name in delta.removed_services:
+            new.pop(name, None)
+        return self._ledger.change(
+            {name: self._plan(service) for name, service in old.items()},
+            {name: self._plan(service) for name, service in new.items()},
+            lambda name: self._plan(held[name]),
+        )
+
+    @collector_paused()
+    def _whole(self, services: Mapping[str, ServiceRoute]) -> Transition:
+        """What brings the kernel, as it is read back now, to a whole table."""
+        plans = {name: self._plan(service) for name, service in services.items()}
+        image = read(self._kernel.maps)
+        self._ledger.adopt(image.held, image.numbers)
+        made = self._ledger.replace(plans)
+        made.stray_backends, made.stray_members = image.stray_backends, image.stray_members
+        return made
+
+    def _plan(self, service: ServiceRoute) -> Plan:
+        return plan(service, self._config)
+
+    def _stage(self, transition: Transition) -> None:
+        """Makes room and writes the new sets; nothing leads to them yet."""
+        if not self._kernel.maps:
+            raise EngineError("the ebpf engine is not started: call start() first")
+        self._kernel.ensure_room(self._ledger.room(transition))
+        if not transition.new_sets:
+            return
+        try:
+            self.written += write_sets(self._kernel.maps, transition.new_sets)
+        except BpfError:
+            delete_sets(self._kernel.maps, transition.new_sets)
+            raise
+
+    def _commit(self, transition: Transition) -> None:
+        """Flips all keys to what is staged, then deletes what is left over."""
+        if transition:
+            try:
+                self.written += flip(self._kernel.maps, transition, self._ledger.held)
+            except BpfError:
+                self._broken = True  # the nftables engine is at the new version already
+                delete_sets(self._kernel.maps, transition.new_sets)
+                raise
+        for endpoint, keys in stale(transition, self._ledger.held).items():
+            self._stale.setdefault(endpoint, set()).update(keys)
+        self._ledger.accept(transition)
+        if self._kernel.waiting:
+            self._kernel.activate()
+        if transition:
+            self.written += sweep(self._kernel.maps, transition)
+
+    def tidy(self) -> None:
+        """See the contract; also disconnects UDP sockets whose backend has left their service."""
+        left, self._stale = self._stale, {}
+        if left and self._kernel.maps:
+            count = release(left, self._kernel.maps["flows"], self._config.cgroups)
+            if count:
+                _log.info("disconnected %d UDP sockets that were stuck on backends that are gone", count)
+        self._packets.tidy()
+
+    def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
+        """Read from the maps: (service address, protocol, port, backend address, backend port), also before start()."""
+        with _told("read the routes of the ebpf engine"):
+            if self._kernel.maps:
+                return _routes(read(self._kernel.maps).held)
+            maps = self._kernel.open_pinned()
+            try:
+                return _routes(read(maps).held)
+            finally:
+                for item in maps.values():
+                    item.close()
+
+    def repair(self) -> int:
+        """Mends links, pins, elements and rules; returns how many differed. Raises EngineError."""
+        with _told("repair the ebpf engine"):
+            count = self._kernel.mend()
+            if self._applied:
+                transition = self._whole(self._table.services)
+                count += len(transition.held) + len(transition.stray_backends) + len(transition.stray_members)
+                self._stage(transition)
+                self._commit(transition)
+        return count + self._packets.repair()
+
+    def counters(self) -> list[Counter]:
+        """New connections to each service, by sockets and by packets; packets and bytes are not counted."""
+        tally: Tally[str] = Tally()
+        with _told("read the counters of the ebpf engine"):
+            if self._kernel.maps:
+                for key, value in self._kernel.maps[COUNTERS].items():
+                    owner = self._ledger.owner(key)
+                    if owner:
+                        tally[owner] += sum(connections for connections, _ in COUNTER.iter_unpack(value))
+        for counter in self._packets.counters():
+            tally[counter.service] += counter.connections
+        return [Counter(name, connections, 0, 0) for name, connections in sorted(tally.items())]
+
+
+def _services(delta: Delta) -> dict[str, ServiceRoute]:
+    return {service.id: service for service in delta.services if service.id not in delta.removed_services}
+
+
+def _routes(held: Mapping[Key, Held]) -> frozenset[tuple[bytes, int, int, bytes, int]]:
+    return frozenset(
+        route(key, endpoint)
+        for key, item in held.items()
+        if is_address(key)
+        for endpoint in endpoints(item.target.pool)
+    )
+
+
+@contextmanager
+def _told(deed: str) -> Iterator[None]:
+    """What the kernel refuses becomes an EngineError."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(f"cannot {deed}: {error.strerror or error}") from error

@@ -1,0 +1,191 @@
+"""What the ebpf engine believes the kernel holds, and what follows from a change.
+
+Changes are worked out on the side (`Transition`) and taken over only after the kernel has accepted them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .ebpf_plan import Key, Plan, Pool, Target, size
+
+_LAST_SET = (1 << 32) - 1
+
+
+class Held(NamedTuple):
+    """What the kernel holds for one key."""
+
+    target: Target
+    set: int
+    """Number of the set that holds the target's pool; 0 for an empty one."""
+
+
+class Set(NamedTuple):
+    """Endpoints that are, or are to be, in the maps under a number."""
+
+    number: int
+    pool: Pool
+    members: bool
+    """Whether they are listed in `members` too."""
+
+
+@dataclass(slots=True)
+class Transition:
+    """Consequences of a change, not yet taken over."""
+
+    held: dict[Key, Held | None] = field(default_factory=dict)
+    """Every key that changes -> what is to be held for it; None: nothing."""
+    new_sets: list[Set] = field(default_factory=list)
+    old_sets: list[Set] = field(default_factory=list)
+    claims: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    stray_backends: list[bytes] = field(default_factory=list)
+    """Keys in the maps backends and members of sets that nothing leads to."""
+    stray_members: list[bytes] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether the kernel has to be written to."""
+        return bool(self.held or self.stray_backends or self.stray_members)
+
+
+class Ledger:
+    """Keys in the kernel.
+
+    Two services may claim the same key (an external IP, say). The one whose id sorts first gets it, whatever the order
+    of events, so that every node decides alike; when it gives the key up, the next one gets it.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[Key, Held] = {}
+        self._claims: dict[Key, tuple[str, ...]] = {}
+        self._users: dict[int, int] = {}
+        self._last_set = 0
+        self._backends = self._members = 0
+
+    def owner(self, key: Key) -> str:
+        """The service that a key belongs to; "" for none."""
+        claims = self._claims.get(key)
+        return claims[0] if claims else ""
+
+    def adopt(self, held: Mapping[Key, Held], numbers: Iterable[int]) -> None:
+        """Takes over what was read from the kernel, where `numbers` are those of all sets, used or not."""
+        self.held = dict(held)
+        self._users = {}
+        self._backends = self._members = 0
+        seen: set[int] = set()
+        for item in held.values():
+            self._users[item.set] = self._users.get(item.set, 0) + 1
+            if item.set and item.set not in seen:
+                seen.add(item.set)
+                self._tally(_set_of(item), 1)
+        self._last_set = max(numbers, default=self._last_set)
+
+    def change(self, old: Mapping[str, Plan], new: Mapping[str, Plan], plan_of: Callable[[str], Plan]) -> Transition:
+        """What follows when services go from `old` to `new` plans; `plan_of` gives the plans of all other services."""
+        leaving, joining = _by_key(old), _by_key(new)
+        claims: dict[Key, tuple[str, ...]] = {}
+        targets: dict[Key, Target | None] = {}
+        for key in leaving.keys() | joining.keys():
+            names = set(self._claims.get(key, ())).difference(leaving.get(key, ())).union(joining.get(key, ()))
+            claims[key] = tuple(sorted(names))
+            owner = min(names, default=None)
+            targets[key] = None if owner is None else (new[owner] if owner in new else plan_of(owner))[key]
+        made = self._transition(targets)
+        made.claims = claims
+        return made
+
+    def replace(self, plans: Mapping[str, Plan]) -> Transition:
+        """What follows when the plans are to be all there is."""
+        claims: dict[Key, tuple[str, ...]] = {}
+        targets: dict[Key, Target | None] = dict.fromkeys(self.held)
+        for name in sorted(plans):
+            for key, target in plans[name].items():
+                if key in claims:
+                    claims[key] += (name,)
+                else:
+                    claims[key] = (name,)
+                    targets[key] = target
+        made = self._transition(targets)
+        made.claims = {key: () for key in self._claims if key not in claims} | claims
+        return made
+
+    def _transition(self, targets: Mapping[Key, Target | None]) -> Transition:
+        made = Transition()
+        numbers: dict[Target, int] = {}
+        users: dict[int, int] = {}
+        for key, target in targets.items():
+            before = self.held.get(key)
+            if before is None and target is None:
+                continue
+            if before is not None and before.target == target:
+                continue
+            if before is not None and before.set:
+                users[before.set] = users.get(before.set, self._users[before.set]) - 1
+                if not users[before.set]:
+                    made.old_sets.append(_set_of(before))
+            if target is None:
+                made.held[key] = None
+                continue
+            number = numbers.get(target, 0)
+            if target.pool and not number:
+                number = numbers[target] = self._new_set()
+                made.new_sets.append(Set(number, target.pool, bool(target.affinity)))
+            made.held[key] = Held(target, number)
+        return made
+
+    def accept(self, transition: Transition) -> None:
+        """The kernel holds the transition's outcome."""
+        for key, held in transition.held.items():
+            before = self.held.pop(key, None)
+            if before is not None:
+                self._users[before.set] -= 1
+                if not self._users[before.set]:
+                    del self._users[before.set]
+            if held is not None:
+                self.held[key] = held
+                self._users[held.set] = self._users.get(held.set, 0) + 1
+        for key, claims in transition.claims.items():
+            if claims:
+                self._claims[key] = claims
+            else:
+                self._claims.pop(key, None)
+        for item in transition.new_sets:
+            self._tally(item, 1)
+        for item in transition.old_sets:
+            self._tally(item, -1)
+
+    def room(self, transition: Transition) -> dict[str, int]:
+        """Elements of each map while a transition is written: what comes is there before what goes is deleted."""
+        services = sum(1 for key in transition.held if key not in self.held)
+        backends = sum(size(item.pool) for item in transition.new_sets)
+        members = sum(size(item.pool) for item in transition.new_sets if item.members)
+        return {
+            "services": len(self.held) + services,
+            "backends": self._backends + backends + len(transition.stray_backends),
+            "members": self._members + members + len(transition.stray_members),
+        }
+
+    def _tally(self, item: Set, sign: int) -> None:
+        self._backends += sign * size(item.pool)
+        if item.members:
+            self._members += sign * size(item.pool)
+
+    def _new_set(self) -> int:
+        """A number that is not in use; none is used again before four billion others were."""
+        while True:
+            self._last_set = self._last_set % _LAST_SET + 1
+            if self._last_set not in self._users:
+                return self._last_set
+
+
+def _set_of(held: Held) -> Set:
+    return Set(held.set, held.target.pool, bool(held.target.affinity))
+
+
+def _by_key(plans: Mapping[str, Plan]) -> dict[Key, list[str]]:
+    found: dict[Key, list[str]] = {}
+    for name, plan in plans.items():
+        for key in plan:
+            found.setdefault(key, []).append(name)
+    return found

@@ -1,0 +1,67 @@
+"""What the userspace engine puts into nftables: maps from service addresses to the ports that its listeners have."""
+
+from __future__ import annotations
+
+from kernelet.ext.nft import Batch
+
+from .engine import EngineConfig
+from .ruleset import KINDS, NONE, REJECT, TABLE, Family, Kind, concatenation, key_fields, prefixes
+
+REFUSED = "_refused"
+"""`<frontends>_refused` says what happens to a frontend without backends."""
+PORT_TYPE = (13, 2)
+"""inet_service, unpadded: a map's data of one field is as long as the field."""
+
+
+def add_maps(batch: Batch, family: Family) -> None:
+    """Makes the family's maps in a table that exists.
+
+    They bear the names of the nftables engine's maps with other types, so that either engine notices the other's table
+    and makes its own in its place.
+    """
+    for kind in KINDS[family]:
+        key = concatenation(key_fields(kind))
+        batch.add_set(TABLE, family.number, kind.frontends, *key, *PORT_TYPE)
+        batch.add_set(TABLE, family.number, kind.frontends + REFUSED, *key, "verdict")
+
+
+def _dispatch(kind: Kind) -> str:
+    """The rules for one sort of frontend, each beginning with what `{}` is replaced by."""
+    return (
+        f"    {{}}meta l4proto {{{{ tcp, udp }}}} redirect to : {kind.key} map @{kind.frontends}\n"
+        f"    {{}}{kind.key} vmap @{kind.frontends}{REFUSED}\n"
+    )
+
+
+def text(family: Family, config: EngineConfig) -> str:
+    """Replaces the table's rules in one transaction and keeps its elements; the maps must exist."""
+    ip = family.name
+    everyone, node, local, local_node = KINDS[family]
+    cluster, services = prefixes(config, family)
+    outside = f"{ip} saddr != {cluster} " if cluster else ""
+    here = "fib daddr type local "
+    unknown = f"    {ip} daddr {services} goto {REJECT}\n" if services else ""
+    loopback = "" if ip == "ip" else f"{ip} daddr != {family.loopback} "
+    for_everyone = f"{_dispatch(everyone).format('', '')}{_dispatch(node).format(*[here + loopback] * 2)}{unknown}"
+    first = f"{_dispatch(local).format(*[outside] * 2)}{_dispatch(local_node).format(*[outside + here] * 2)}"
+    table = f"table {ip} {TABLE}"
+    return f"""flush {table}
+{table} {{
+  chain {REJECT} {{
+    meta l4proto tcp reject with tcp reset
+    reject
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname != "lo" {ip} daddr {family.loopback} drop
+{first}{for_everyone}  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+{for_everyone}  }}
+}}
+"""
+
+
+def refusal(number: bytes) -> str:
+    """The verdict on a frontend without backends, by what stands for their number."""
+    return f"goto {REJECT}" if number == NONE else "drop"

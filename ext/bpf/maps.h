@@ -1,0 +1,77 @@
+/* The maps. Sizes are the smallest that are made; the agent makes larger ones and switches the programs over. */
+#pragma once
+
+#include <bpf/bpf_helpers.h>
+#include <linux/bpf.h>
+
+#include "structs.h"
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1024);
+    __type(key, struct service_key);
+    __type(value, struct service);
+} services SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 4096);
+    __type(key, struct backend_key);
+    __type(value, struct endpoint);
+} backends SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1024);
+    __type(key, struct member_key);
+    __type(value, __u32);
+} members SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, struct affinity_key);
+    __type(value, struct affinity);
+} affinity SEC(".maps");
+
+/* The oldest go first: a reply that comes after thousands of others shows its backend's address. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, struct flow_key);
+    __type(value, struct endpoint);
+} flows SEC(".maps");
+
+/* What one socket was told, kept by the kernel as long as the socket. */
+struct socket_state {
+    struct bpf_spin_lock lock;
+    __u32 sent_set;
+    struct service_key sent_to;   /* of an unconnected socket: the last service ... */
+    struct endpoint sent_backend; /* ... and the backend it got */
+    struct endpoint peer;         /* of a connected one: what it connected to ... */
+    struct endpoint peer_backend; /* ... and where that led; port 0: nowhere */
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, int);
+    __type(value, struct socket_state);
+} sockets SEC(".maps");
+
+/* Made by the first connection, so that a cold start does not write them. When it is full, new services go uncounted.
+ */
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __uint(max_entries, 65536);
+    __type(key, struct service_key);
+    __type(value, struct counter);
+} counters SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct config);
+} config SEC(".maps");

@@ -1,0 +1,124 @@
+"""A process that the tests put into a cgroup and a network namespace; it does what it is told, a line at a time.
+
+Each line on stdin is a JSON list, a function's name and its arguments; each answer is one JSON value.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+import statistics
+import struct
+import sys
+import time
+from typing import Any
+
+_kept: dict[str, socket.socket] = {}
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _error(error: OSError) -> dict[str, Any]:
+    return {"error": errno.errorcode.get(error.errno or 0, str(error))}
+
+
+def tcp(address: str, port: int, times: int = 1, mapped: bool = False) -> list[dict[str, Any]]:
+    """Connects again and again: who answered, and whom the socket believes it talks to; or what went wrong."""
+    found = []
+    for _ in range(times):
+        start = time.monotonic()
+        with socket.socket(socket.AF_INET6 if mapped else _family(address), socket.SOCK_STREAM) as made:
+            made.settimeout(2)
+            try:
+                made.connect((f"::ffff:{address}" if mapped else address, port))
+                name = made.recv(256).decode().strip()
+                found.append({"name": name, "peer": made.getpeername()[:2]})
+            except OSError as error:
+                found.append({**_error(error), "seconds": time.monotonic() - start})
+    return found
+
+
+def udp(address: str, port: int, times: int = 1, connected: bool = False, key: str = "") -> list[dict[str, Any]]:
+    """Sends datagrams from one socket (kept under `key` for later calls): who answered, and from which address."""
+    made = _kept.get(key) or socket.socket(_family(address), socket.SOCK_DGRAM)
+    made.settimeout(2)
+    found: list[dict[str, Any]] = []
+    try:
+        if connected:
+            made.connect((address, port))
+        for _ in range(times):
+            try:
+                if connected:
+                    made.send(b"?")
+                else:
+                    made.sendto(b"?", (address, port))
+                data, source = made.recvfrom(256)
+                answer = {"name": data.decode(), "source": source[:2]}
+                if connected:
+                    answer["peer"] = made.getpeername()[:2]
+                found.append(answer)
+            except OSError as error:
+                found.append(_error(error))
+    except OSError as error:
+        found.append(_error(error))
+    if key:
+        _kept[key] = made
+    else:
+        made.close()
+    return found
+
+
+def hold(key: str, address: str, port: int) -> list[Any]:
+    """Opens a TCP connection and keeps it."""
+    made = socket.create_connection((address, port), 2)
+    _kept[key] = made
+    return [made.recv(256).decode().strip(), made.getpeername()[:2]]
+
+
+def echo(key: str, text: str) -> str:
+    """Through a connection that is kept."""
+    _kept[key].sendall(text.encode())
+    return _kept[key].recv(256).decode()
+
+
+def send_again(key: str) -> dict[str, Any]:
+    """One more datagram through a connected socket that is kept."""
+    made = _kept[key]
+    try:
+        made.send(b"?")
+        return {"name": made.recv(256).decode()}
+    except OSError as error:
+        return _error(error)
+
+
+def cost(address: str, port: int, times: int) -> float:
+    """Microseconds that connect(2) of a UDP socket takes, which sends nothing."""
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as made:
+        start = time.perf_counter()
+        for _ in range(times):
+            made.connect((address, port))
+        return (time.perf_counter() - start) / times * 1e6
+
+
+def tcp_cost(address: str, port: int, times: int) -> float:
+    """Median microseconds that connect(2) of a TCP socket takes, the handshake included."""
+    found = []
+    for _ in range(times):
+        with socket.socket(_family(address), socket.SOCK_STREAM) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            start = time.perf_counter()
+            made.connect((address, port))
+            found.append((time.perf_counter() - start) * 1e6)
+            made.recv(256)
+    return statistics.median(found)
+
+
+_FUNCTIONS = {function.__name__: function for function in (tcp, udp, hold, echo, send_again, cost, tcp_cost)}
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        function, *arguments = json.loads(line)
+        print(json.dumps(_FUNCTIONS[function](*arguments)), flush=True)

@@ -1,0 +1,255 @@
+"""What processes in a hooked cgroup meet when they use a service's address."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from dataclasses import replace
+
+from kernelet.dataplane.proxy.ebpf import EbpfEngine
+from kernelet.dataplane.routes import BackendFlag, Protocol, ServiceRoute
+from kernelet.ext.bpf import AFFINITY
+from kernelet.ext.libbpf import Map
+
+from ..proxy.topology import Feed, service
+from .conftest import Node
+
+VIP, VIP6, PORT = "10.96.0.1", "fd00:96::1", 80
+
+
+def conntrack_free(node: Node) -> bool:
+    """Whether no packet towards a service's address has been seen: sockets went straight to the backends."""
+    text = node.topology.node.run("cat", "/proc/net/nf_conntrack")
+    return "10.96." not in text
+
+
+def test_tcp_connections_spread_over_the_backends_and_see_the_service_as_their_peer(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    engine.apply(feed.change(service("web", VIP, web1.backend(), web2.backend())))
+    answers = node.client().tcp(VIP, PORT, 200)
+    tally = Counter(answer["name"] for answer in answers)
+    assert set(tally) == {web1.address, web2.address}
+    assert min(tally.values()) > 60
+    assert {tuple(answer["peer"]) for answer in answers} == {(VIP, PORT)}
+    assert conntrack_free(node)
+    [counter] = engine.counters()
+    assert (counter.service, counter.connections) == ("default/web", 200)
+
+
+def test_ipv6_and_mapped_sockets_are_served_too(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1, far = node.topology.web1, node.topology.far
+    engine.apply(feed.change(service("six", VIP6, web1.backend6(8081), far.backend6(8081))))
+    client = node.client()
+    answers = client.tcp(VIP6, PORT, 40)
+    assert {answer["name"] for answer in answers} == {web1.address, far.address}
+    assert {tuple(answer["peer"]) for answer in answers} == {(VIP6, PORT)}
+    engine.apply(feed.change(service("four", VIP, web1.backend())))
+    [answer] = client.tcp(VIP, PORT, 1, True)
+    assert answer == {"name": web1.address, "peer": [f"::ffff:{VIP}", PORT]}
+
+
+def test_udp_answers_come_from_the_service(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    engine.apply(feed.change(service("dns", VIP, web1.backend(), web2.backend(), protocol=Protocol.UDP)))
+    six = service("dns6", VIP6, web1.backend6(8082), web2.backend6(8082), protocol=Protocol.UDP)
+    engine.apply(feed.change(six))
+    client = node.client()
+    names = set()
+    for _ in range(20):
+        for vip in (VIP, VIP6):
+            for connected in (False, True):
+                [answer] = client.udp(vip, PORT, 1, connected)
+                assert answer["source"] == [vip, PORT]
+                assert answer.get("peer", [vip, PORT]) == [vip, PORT]
+                names.add(answer["name"])
+    assert names == {web1.address, web2.address}
+    assert conntrack_free(node)
+
+
+def test_an_unconnected_socket_stays_with_its_backend_until_the_service_changes(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1, web2, far = node.topology.web1, node.topology.web2, node.topology.far
+    udp = Protocol.UDP
+    engine.apply(feed.change(service("dns", VIP, web1.backend(), web2.backend(), protocol=udp)))
+    client = node.client()
+    [first] = {answer["name"] for answer in client.udp(VIP, PORT, 30, False, "kept")}
+    assert first in (web1.address, web2.address)
+    engine.apply(feed.change(service("dns", VIP, far.backend(), protocol=udp)))
+    assert {answer["name"] for answer in client.udp(VIP, PORT, 5, False, "kept")} == {far.address}
+
+
+def test_one_socket_can_talk_to_several_services(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    other = "10.96.0.2"
+    engine.apply(feed.change(service("one", VIP, web1.backend(), protocol=Protocol.UDP)))
+    engine.apply(feed.change(service("two", other, web2.backend(), protocol=Protocol.UDP)))
+    client = node.client()
+    for _ in range(5):
+        [one] = client.udp(VIP, PORT, 1, False, "kept")
+        [two] = client.udp(other, PORT, 1, False, "kept")
+        assert (one["name"], one["source"]) == (web1.address, [VIP, PORT])
+        assert (two["name"], two["source"]) == (web2.address, [other, PORT])
+
+
+def test_new_connections_follow_endpoints_that_come_and_go_and_old_ones_stay(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    client = node.client()
+    engine.apply(feed.change(service("web", VIP, web1.backend())))
+    assert client.hold("old", VIP, PORT) == [web1.address, [VIP, PORT]]
+    engine.apply(feed.change(service("web", VIP, web1.backend(), web2.backend())))
+    assert set(client.names(VIP, times=40)) == {web1.address, web2.address}
+    engine.apply(feed.change(service("web", VIP, web2.backend())))
+    assert set(client.names(VIP, times=40)) == {web2.address}
+    assert client.echo("old", "still here") == "still here"
+
+
+def test_a_service_without_endpoints_refuses_at_once(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    engine.apply(feed.change(service("web", VIP)))
+    engine.apply(feed.change(service("dns", VIP, protocol=Protocol.UDP)))
+    engine.apply(feed.change(service("six", VIP6)))
+    client = node.client()
+    for vip in (VIP, VIP6):
+        [answer] = client.tcp(vip, PORT)
+        assert answer["error"] == "ECONNREFUSED"
+        assert answer["seconds"] < 0.1
+    assert client.udp(VIP, PORT) == [{"error": "ECONNREFUSED"}]
+
+
+def test_terminating_endpoints_serve_when_nothing_else_does(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    dying = BackendFlag.SERVING | BackendFlag.TERMINATING
+    web1, web2 = node.topology.web1, node.topology.web2
+    engine.apply(feed.change(service("web", VIP, web1.backend(), web2.backend(flags=dying))))
+    client = node.client()
+    assert set(client.names(VIP, times=20)) == {web1.address}
+    engine.apply(feed.change(service("web", VIP, web2.backend(flags=dying))))
+    assert client.names(VIP) == [web2.address]
+
+
+def test_internal_traffic_policy_local_stays_on_the_node(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1, far = node.topology.web1, node.topology.far
+    engine.apply(feed.change(service("web", VIP, web1.backend(), far.backend(), internal_local=True)))
+    client = node.client()
+    assert set(client.names(VIP, times=20)) == {web1.address}
+    engine.apply(feed.change(service("web", VIP, far.backend(), internal_local=True)))
+    assert client.names(VIP) == ["ECONNREFUSED"]
+
+
+def test_a_pod_reaches_itself_through_its_service(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("web", VIP, web1.backend())))
+    assert node.client(web1.namespace).names(VIP) == [web1.address]
+
+
+def with_affinity(made: ServiceRoute, seconds: int) -> ServiceRoute:
+    return replace(made, affinity_seconds=seconds)
+
+
+def test_affinity_keeps_a_client_with_its_backend_for_its_time(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1, web2, far = (pod.backend() for pod in (node.topology.web1, node.topology.web2, node.topology.far))
+    engine.apply(feed.change(with_affinity(service("web", VIP, web1, web2), 600)))
+    client = node.client()
+    [first] = set(client.names(VIP, times=30))
+    kept = next(b for b in (web1, web2) if socket.inet_ntoa(b.address) == first)
+    engine.apply(feed.change(with_affinity(service("web", VIP, kept, far), 600)))
+    assert set(client.names(VIP, times=30)) == {first}, "the backend is still there, so it is kept"
+    engine.apply(feed.change(with_affinity(service("web", VIP, far), 600)))
+    assert set(client.names(VIP, times=5)) == {node.topology.far.address}
+    engine.apply(feed.change(service("web", VIP, web1, web2, far)))
+    assert len(set(client.names(VIP, times=60))) == 3
+
+
+def test_affinity_is_each_pods_own(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    topology = node.topology
+    pods = [topology.web1, topology.web2, topology.far]
+    engine.apply(feed.change(with_affinity(service("web", VIP, *(pod.backend() for pod in pods)), 600)))
+    clients = [*(pod.namespace for pod in (*pods, topology.client)), topology.node]
+    for namespace in clients:
+        assert len({name for _ in range(2) for name in node.client(namespace).names(VIP, times=5)}) == 1
+    with Map.open(node.pins / "maps" / "affinity") as remembered:
+        assert len(remembered.items()) == len(clients)
+
+
+def test_affinity_ends_after_its_time(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    pods = [node.topology.web1, node.topology.web2, node.topology.far]
+    engine.apply(feed.change(with_affinity(service("web", VIP, *(pod.backend() for pod in pods)), 600)))
+    client = node.client()
+    names = set()
+    for _ in range(30):
+        names.update(client.names(VIP))
+        with Map.open(node.pins / "maps" / "affinity") as remembered:
+            [(key, value)] = remembered.items()
+            _, *backend = AFFINITY.unpack(value)
+            long_ago = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - 601 * 10**9
+            remembered.update(key, AFFINITY.pack(max(long_ago, 0), *backend))
+    # Where the machine has run for less than the time, nothing can be that old.
+    assert len(names) == (3 if time.clock_gettime(time.CLOCK_MONOTONIC) > 601 else 1)
+
+
+def test_node_ports_answer_the_nodes_processes_on_loopback_and_not_a_pods(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("web", VIP, web1.backend(), node_port=30080)))
+    engine.apply(feed.change(service("six", VIP6, web1.backend6(8081), node_port=30081)))
+    host = node.client(node.topology.node)
+    assert host.tcp("127.0.0.1", 30080) == [{"name": web1.address, "peer": ["127.0.0.1", 30080]}]
+    assert host.tcp("::1", 30081) == [{"name": web1.address, "peer": ["::1", 30081]}]
+    assert conntrack_free(node)
+    assert node.client().names("127.0.0.1", 30080) == ["ECONNREFUSED"]
+
+
+def test_clients_outside_the_cgroup_are_served_by_packets(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("web", VIP, web1.backend(), node_port=30080)))
+    assert node.client(served=False).names(VIP) == [web1.address]
+    assert not conntrack_free(node)
+    assert node.topology.outside.ask("192.0.2.1", 30080) == web1.address
+
+
+def test_connections_to_other_addresses_are_left_alone(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("web", VIP, web1.backend())))
+    client = node.client()
+    assert client.tcp(web1.address, 8080) == [{"name": web1.address, "peer": [web1.address, 8080]}]
+    assert client.udp(web1.address, 8080, 1, True)[0]["peer"] == [web1.address, 8080]
+
+
+def test_a_socket_that_turns_from_a_service_to_its_backend_sees_the_backend(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("dns", VIP, web1.backend(), protocol=Protocol.UDP)))
+    client = node.client()
+    assert client.udp(VIP, PORT, 1, True, "kept")[0]["peer"] == [VIP, PORT]
+    assert client.udp(web1.address, 8080, 1, True, "kept")[0]["peer"] == [web1.address, 8080]
+
+
+def test_connected_udp_sockets_are_released_when_their_backend_leaves(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    client, host = node.client(), node.client(node.topology.node)
+    six = service("six", VIP6, web1.backend6(8082), protocol=Protocol.UDP)
+    engine.apply(feed.change(service("dns", VIP, web1.backend(), protocol=Protocol.UDP), six))
+    for process in (client, host):
+        assert process.udp(VIP, PORT, 1, True, "served")[0]["name"] == web1.address
+        assert process.udp(VIP6, PORT, 1, True, "six")[0]["name"] == web1.address
+        assert process.udp(web1.address, 8080, 1, True, "direct")[0]["name"] == web1.address
+    engine.apply(feed.change(service("dns", VIP, web1.backend(), web2.backend(), protocol=Protocol.UDP)))
+    engine.tidy()
+    assert client.send_again("served") == {"name": web1.address}, "its backend is still there"
+    engine.apply(feed.change(service("dns", VIP, web2.backend(), protocol=Protocol.UDP), removed=("six",)))
+    engine.tidy()
+    for process in (client, host):
+        assert process.send_again("served") == {"error": "EDESTADDRREQ"}
+        assert process.send_again("six") == {"error": "EDESTADDRREQ"}
+        assert process.send_again("direct") == {"name": web1.address}
+        told, answered = process.udp(VIP, PORT, 2, True, "served")
+        assert told == {"error": "ECONNABORTED"}
+        assert answered["name"] == web2.address, "the same socket can go on"
