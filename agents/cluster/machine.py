@@ -183,20 +183,67 @@ async def stop_processes(paths: ClusterPaths) -> None:
 
 
 def unmount(*folders: Path) -> None:
-    """Volumes in memory of pods whose kubelet is gone."""
-    for mount in sorted(mounts_below(*folders), reverse=True):
-        subprocess.run(["umount", "--lazy", mount], check=True, timeout=30)
+    """What is mounted below: volumes in memory, what a killed dockerd left. Raises ClusterError naming what stays.
+
+    A mount may hide others, whose paths lead nowhere until it is gone: so again, as long as there are fewer each time.
+    """
+    mounts = _mounts_strictly_below(*folders)
+    while mounts:
+        failures = {mount: _unmount_one(mount) for mount in mounts}
+        left = _mounts_strictly_below(*folders)
+        if len(left) >= len(mounts):
+            raise ClusterError(f"{left[0]} cannot be unmounted: {failures.get(left[0])}; end what uses it, try again")
+        mounts = left
+
+
+def _unmount_one(mount: str) -> str:
+    """What umount(8) says of it; "" when it is gone."""
+    done = subprocess.run(["umount", "--lazy", mount], capture_output=True, text=True, check=False, timeout=30)
+    return done.stderr.strip()
+
+
+def _mounts_strictly_below(*folders: Path) -> list[str]:
+    """Innermost first. A folder that is a mount point itself is whoever's who mounted it there."""
+    return [mount for mount in mounts_below(*folders) if Path(mount) not in folders]
+
+
+def remove_folder(folder: Path) -> None:
+    """The folder with all it holds; one that is a mount point is emptied only. Nothing where there is none."""
+    if folder.is_mount():
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def remove_cgroups(prefix: str) -> None:
-    """The empty cgroups below `kernelet/` of every hierarchy, whose names begin with `prefix`."""
+    """The cgroups below `kernelet/` of every hierarchy, whose names begin with `prefix`.
+
+    Raises ClusterError naming one in which a process still is.
+    """
     for root in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*")]:
-        for group in (root / "kernelet").glob(f"{prefix}*"):
-            for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-                folder.rmdir()
-            group.rmdir()
+        # Among them are the kernel's own files, such as cgroup.procs.
+        for group in (path for path in (root / "kernelet").glob(f"{prefix}*") if path.is_dir()):
+            below = sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True)
+            for folder in [*below, group]:
+                _remove_cgroup(folder)
         with suppress(OSError):  # another cluster's groups are still in it
             (root / "kernelet").rmdir()
+
+
+def _remove_cgroup(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return  # whoever made it was faster
+    except OSError as error:
+        inside = (folder / "cgroup.procs").read_text().split()
+        raise ClusterError(
+            f"cgroup {folder}: {error.strerror}; end the processes in it ({', '.join(inside) or 'none now'}), try again"
+        ) from error
 
 
 def _free_port() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -53,8 +52,7 @@ async def reset() -> None:
     say("removing files")
     machine.remove_cgroups("")
     for folder in (RUN_ROOT, STATE_ROOT, BPF_FOLDER, memory_root("")):
-        if folder.exists():
-            shutil.rmtree(folder)
+        machine.remove_folder(folder)
 
 
 def _clusters() -> list[ClusterPaths]:
@@ -65,12 +63,16 @@ def _clusters() -> list[ClusterPaths]:
 
 def remove_links() -> None:
     """Kernelet's links in this host's own namespace, and the node's address among the pods."""
+    from kernelet.dataplane.podnet.network import GATEWAY_LABEL
+
     listed = subprocess.run(["ip", "-o", "link", "show"], capture_output=True, text=True, check=True, timeout=20)
     for line in listed.stdout.splitlines():
         link = line.split(": ")[1].split("@")[0]
         if link.startswith("kl"):
             # The other end of a pair removed before has gone with it.
             subprocess.run(["ip", "link", "del", link], capture_output=True, check=False, timeout=20)
+    flush = ["ip", "-4", "addr", "flush", "dev", "lo", "label", GATEWAY_LABEL]
+    subprocess.run(flush, capture_output=True, check=True, timeout=20)
 
 
 def remove_tables() -> None:

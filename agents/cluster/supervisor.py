@@ -299,11 +299,16 @@ async def _exchange(paths: ClusterPaths, request: dict[str, Any]) -> dict[str, A
 def spawn_detached(paths: ClusterPaths) -> None:
     """Starts a supervisor for the cluster in the background; it outlives this process."""
     paths.logs.mkdir(parents=True, exist_ok=True)
+    paths.run.mkdir(parents=True, exist_ok=True)
     with paths.log_file("supervisor").open("ab") as output:
-        subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "kernelet.agents.cluster.supervise", paths.name],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
+    process = ProcessId.of(child.pid)
+    # Here and not by itself alone: whoever removes the cluster in its first moments must find it.
+    if process is not None and ProcessId.read(paths.pid_file("supervisor")) is None:
+        process.write(paths.pid_file("supervisor"))

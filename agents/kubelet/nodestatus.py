@@ -99,14 +99,14 @@ class NodeAgent:
 
     async def _keep_status(self) -> None:
         pause = _FIRST_PAUSE
-        # What the API says of the node decides what a starting kubelet says.
-        await self._informer.synced()
         self._dirty.set()
         while True:
             await self._dirty.wait()
             self._dirty.clear()
             try:
                 await self._register()
+                # What the API says of the node decides what a starting kubelet says.
+                await self._informer.synced()
                 await self._write_status()
                 pause = _FIRST_PAUSE
             except ApiError as error:

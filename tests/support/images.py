@@ -21,10 +21,28 @@ PYTHON = "/usr/bin/python3.11"
 SERVER = [PYTHON, "-I", "-S", "/srv/server.py"]
 LOAD = [PYTHON, "-I", "-S", "/srv/load.py"]
 _PROGRAMS = Path(__file__).parent / "image"
-_APPLETS = "busybox sh sleep cat echo true false touch test rm ls kill trap seq wc id".split()
+_APPLETS = [
+    "busybox",
+    "sh",
+    "sleep",
+    "cat",
+    "echo",
+    "true",
+    "false",
+    "touch",
+    "test",
+    "rm",
+    "ls",
+    "kill",
+    "trap",
+    "seq",
+    "wc",
+    "id",
+]
 _LIST_MODULES = """
-import asyncio, collections, contextlib, encodings.idna, encodings.latin_1, encodings.ascii, http.client, json, os
-import signal, socket, stringprep, sys, time, unicodedata, urllib.parse, runpy, pkgutil
+import asyncio, collections, concurrent.futures.thread, contextlib, encodings.idna, encodings.latin_1
+import encodings.ascii, http.client, json, os, pkgutil, runpy, signal, socket, stringprep, sys, time
+import unicodedata, urllib.parse
 for module in list(sys.modules.values()):
     for path in (getattr(module, "__file__", None), getattr(module, "__cached__", None)):
         if path: print(path)
@@ -62,7 +80,9 @@ def remove_tools_image(docker_socket: str) -> None:
 def _pack(tar: Path) -> None:
     busybox = shutil.which("busybox")
     if busybox is None or not Path(PYTHON).exists():
-        raise MissingProgram(f"image {TOOLS} needs a static busybox and {PYTHON}; apt-get install busybox-static python3")
+        raise MissingProgram(
+            f"image {TOOLS} needs a static busybox and {PYTHON}; apt-get install busybox-static python3"
+        )
     with tarfile.open(tar, "w") as archive:
         for applet in _APPLETS:
             archive.add(Path(busybox).resolve(), f"bin/{applet}") if applet == "busybox" else _link(archive, applet)

@@ -24,7 +24,8 @@ from .objects import PATCH_TYPES
 
 _REF = "#/components/schemas/"
 _PARAMETER = re.compile(r"^      \* \*\*(?P<name>[^*]+)\*\* ``.*?`` ?-? ?(?P<text>.*)$")
-V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+"""As an answer; clients ask with `v2@v1.0`, which is no media type that can be parsed."""
 _GVK = "x-kubernetes-group-version-kind"
 _QUERY = {
     "list": ("labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "watch", "timeoutSeconds"),

@@ -1,12 +1,12 @@
 """The server of the cluster tests: HTTP/1.1 and UDP on one port, says who and where it is, and stops gracefully.
 
-    GET /           {"pod", "node", "version", "peer"}
-    GET /env        its environment
-    GET /healthz    200, or 500 once /set?healthy=0 was asked for
-    GET /readyz     200, or 500 once /set?ready=0 was asked for
-    GET /slow?s=N   answers after N seconds
-    GET /get?url=U  what a GET from in here brings: {"status", "body"} or {"error"}
-    GET /lookup?name=N  addresses by the container's resolver: {"addresses"} or {"error"}
+GET /           {"pod", "node", "version", "peer"}
+GET /env        its environment
+GET /healthz    200, or 500 once /set?healthy=0 was asked for
+GET /readyz     200, or 500 once /set?ready=0 was asked for
+GET /slow?s=N   answers after N seconds
+GET /get?url=U  what a GET from in here brings: {"status", "body"} or {"error"}
+GET /lookup?name=N  addresses by the container's resolver: {"addresses"} or {"error"}
 """
 
 import asyncio
@@ -63,7 +63,8 @@ class Server:
                 code, body = await self.answer(line.decode().split()[1], writer.get_extra_info("peername"))
                 close = headers.get("connection") == "close" or self.stopping.is_set()
                 data = json.dumps(body).encode() + b"\n"
-                head = f"HTTP/1.1 {code} X\r\nContent-Length: {len(data)}\r\nConnection: {'close' if close else 'keep-alive'}\r\n\r\n"
+                kept = "close" if close else "keep-alive"
+                head = f"HTTP/1.1 {code} X\r\nContent-Length: {len(data)}\r\nConnection: {kept}\r\n\r\n"
                 writer.write(head.encode() + data)
                 await writer.drain()
                 self.busy.discard(writer)
@@ -75,6 +76,13 @@ class Server:
             self.busy.discard(writer)
             self.connections.discard(writer)
             writer.close()
+
+    async def idle(self) -> None:
+        """Returns once no request is under way."""
+        while True:
+            if not self.busy:
+                return
+            await asyncio.sleep(0.01)
 
     async def answer(self, target: str, peer: tuple[str, int]) -> tuple[int, object]:
         parts = urlsplit(target)
@@ -130,8 +138,7 @@ async def main() -> None:
     listener.close()
     for writer in server.connections - server.busy:
         writer.close()
-    while server.busy:
-        await asyncio.sleep(0.01)
+    await server.idle()
     print("stopped", flush=True)
 
 
