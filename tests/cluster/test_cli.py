@@ -95,15 +95,22 @@ async def test_changes_are_watched_as_they_come(space: Space, program: str) -> N
         *argv, "--kubeconfig", space.cluster.kubeconfig, "-n", space.name, "get", "pods", "-w",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    try:
+    seen: list[str] = []
+
+    async def until(*words: str) -> None:
+        """Reads lines until one has all of these words."""
         assert process.stdout is not None
-        await space.create(pod("watched"))
-        seen = []
         async with asyncio.timeout(30):
-            while "1/1" not in " ".join(seen):
+            while not (seen and all(word in seen[-1] for word in words)):
                 seen.append((await process.stdout.readline()).decode())
                 assert seen[-1], "the watch ended"
-        assert "Pending" in "".join(seen)
+
+    try:
+        await space.create(pod("before"))
+        await until("before")  # from here on it watches
+        await space.create(pod("watched"))
+        await until("watched", "1/1")
+        assert any("watched" in line and "Pending" in line for line in seen)
         assert seen[0].split()[:3] == ["NAME", "READY", "STATUS"]
     finally:
         process.kill()
