@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from support.cluster import Cluster, Space, new_cluster, new_space, require_machine
@@ -19,6 +22,19 @@ from kernelet.agents.kubelet.dockerd import ensure_dockerd, stop_dockerd
 def cluster_dockerd() -> Iterator[str]:
     """The socket of the dockerd that clusters of this machine use, with the tests' image in it."""
     require_machine()
+    with one_run_at_a_time():
+        yield from _dockerd()
+
+
+@contextlib.contextmanager
+def one_run_at_a_time() -> Iterator[None]:
+    """Two runs on one machine would stop each other's dockerd and remove each other's images: the second one waits."""
+    with Path("/run/kernelet-tests.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _dockerd() -> Iterator[str]:
     # A run that is told to end removes its clusters first.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     found = asyncio.run(ensure_dockerd(DOCKER_DATA))

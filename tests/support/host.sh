@@ -7,7 +7,7 @@ name=$1 state=$2
 shift 2
 mount --make-rprivate /
 # The machine's own clusters are not this host's: what they have mounted would be found below the mounts made here.
-awk '$5 ~ "^/(var/lib|run)/" {print $5}' /proc/self/mountinfo | sort -r | while read -r point; do
+awk '$5 ~ "^/(var/lib|run|tmp)/" {print $5}' /proc/self/mountinfo | sort -r | while read -r point; do
   umount -l "$point"
 done
 mount -t proc proc /proc
