@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 C_SOURCES := $(shell git ls-files '*.c' '*.h' 2>/dev/null)
-SHELL_SOURCES := packaging/setup.sh .ci/run
+SHELL_SOURCES := packaging/setup.sh .ci/run tests/support/host.sh
 
 .PHONY: help setup demo test test-unit test-kernel test-cluster lint format bench wheel clean
 
