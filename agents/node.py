@@ -27,7 +27,14 @@ _OPTIONS = (
     click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Addresses of Services."),
     click.option("--dns-address", default="10.96.0.10", show_default=True, help="The DNS service's address."),
     click.option("--cluster-domain", default="cluster.local", show_default=True, help="The cluster's DNS domain."),
-    click.option("--engine", default="auto", show_default=True, help="Service proxy engine: auto or nftables."),
+    # The other engines exist, but nodes give them nothing to work with: chosen here, they would seem to run.
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "nftables"]),
+        default="auto",
+        show_default=True,
+        help="Service proxy engine.",
+    ),
     click.option("--max-pods", default=110, show_default=True, help="Most pods on this node."),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of the node; several allowed."),
     click.option("--log-level", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR."),

@@ -33,7 +33,19 @@ def _valid_address(context: click.Context, parameter: click.Parameter, value: st
 _address = click.option(
     "--address", default="", callback=_valid_address, help="this host's address as other hosts see it"
 )
-_node_name = click.option("--node-name", default=platform.node, show_default="host name", help="the node's name")
+RESERVED = ("apiserver", "controllers", "etcd", "supervisor")
+"""Other processes of a cluster, whose pid and log files a node of that name would take."""
+
+
+def _valid_node_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value.lower() in RESERVED:
+        raise click.BadParameter(f"{value!r} is the name of another process of the cluster; give the node another name")
+    return value.lower()
+
+
+_node_name = click.option(
+    "--node-name", default=platform.node, callback=_valid_node_name, show_default="host name", help="the node's name"
+)
 
 
 @click.command("up")
@@ -50,7 +62,7 @@ def command(
     from kernelet.agents.cluster import host
 
     need_root("up")
-    node = "" if control_plane_only else node_name.lower()
+    node = "" if control_plane_only else node_name
     run(host.up(address, node, store, cluster_cidr, service_cidr))
 
 
@@ -64,4 +76,4 @@ def join_command(server: str, token: str, address: str, node_name: str) -> None:
     from kernelet.agents.cluster import host
 
     need_root("join")
-    run(host.join(server, token, address, node_name.lower()))
+    run(host.join(server, token, address, node_name))
