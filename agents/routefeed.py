@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import struct
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 import grpc.aio
@@ -221,36 +222,50 @@ def decode(message: pb.FeedMessage) -> Delta:
         base_version=message.base_version,
         services=[_service(service) for service in message.services],
         removed_services=list(message.removed_services),
-        peers=[Peer(p.node, tuple(p.pod_cidrs), p.address, p.vtep_mac) for p in message.peers],
+        peers=[Peer(p.node, tuple(p.pod_cidrs), p.address, p.vtep_mac, p.zone) for p in message.peers],
         removed_peers=list(message.removed_peers),
     )
 
 
 def _service(service: pb.Service) -> ServiceRoute:
+    names = _Names(("", *service.nodes), ((), *(tuple(zones.names) for zones in service.zones)))
     return ServiceRoute(
         id=service.id,
         cluster_ips=tuple(service.cluster_ips),
-        ports=tuple(_port(port, service.nodes) for port in service.ports),
+        ports=tuple(_port(port, names) for port in service.ports),
         external_ips=tuple(service.external_ips),
         external_local=service.external_local,
         internal_local=service.internal_local,
         affinity_seconds=service.affinity_seconds,
+        balancer_ips=tuple(service.balancer_ips),
+        source_ranges=tuple((packed[:-1], packed[-1]) for packed in service.source_ranges),
+        health_check_port=service.health_check_port,
+        consistent=service.consistent,
     )
 
 
-def _port(port: pb.ServicePort, nodes: Sequence[str]) -> ServicePort:
-    backends = (*_backends(port.backends4, 4, nodes), *_backends(port.backends6, 16, nodes))
+class _Names(NamedTuple):
+    """What backends refer to by number; 0 is nothing."""
+
+    nodes: tuple[str, ...]
+    zones: tuple[tuple[str, ...], ...]
+
+
+def _port(port: pb.ServicePort, names: _Names) -> ServicePort:
+    backends = (*_backends(port.backends4, 4, names), *_backends(port.backends6, 16, names))
     return ServicePort(port.name, IpProtocol(port.protocol), port.port, port.node_port, backends)
 
 
-def _backends(packed: bytes, size: int, nodes: Sequence[str]) -> list[Backend]:
-    """Unpacks rows of address, port (2 bytes), flags (1), node number (2); see routes.proto."""
-    step = size + 5
+_FLAGS = {number: BackendFlag(number) for number in range(8)}
+_AFTER_ADDRESS = struct.Struct("!HBHBH")
+
+
+def _backends(packed: bytes, size: int, names: _Names) -> list[Backend]:
+    """Unpacks rows of address, port, flags, node, weight and zones; see routes.proto."""
+    step = size + _AFTER_ADDRESS.size
     found = []
     for start in range(0, len(packed), step):
+        port, flags, node, weight, zones = _AFTER_ADDRESS.unpack_from(packed, start + size)
         address = packed[start : start + size]
-        port = int.from_bytes(packed[start + size : start + size + 2], "big")
-        flags = BackendFlag(packed[start + size + 2])
-        number = int.from_bytes(packed[start + size + 3 : start + step], "big")
-        found.append(Backend(address, port, flags, nodes[number - 1] if number else ""))
+        found.append(Backend(address, port, _FLAGS[flags], names.nodes[node], weight, names.zones[zones]))
     return found

@@ -25,6 +25,10 @@ class BackendFlag(enum.IntFlag):
     TERMINATING = 4
 
 
+Prefix = tuple[bytes, int]
+"""A network: its address, and how many leading bits of it count."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     address: bytes
@@ -32,6 +36,10 @@ class Backend:
     flags: BackendFlag = BackendFlag.READY
     node: str = ""
     """The node it runs on; "" when unknown or outside the cluster."""
+    weight: int = 1
+    """Its share of new connections, 1 to 255, in proportion to that of the others."""
+    zones: tuple[str, ...] = ()
+    """Zones whose clients it is meant for (EndpointSlice hints, KEP-2433); empty: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +65,27 @@ class ServiceRoute:
     external_local: bool = False
     internal_local: bool = False
     affinity_seconds: int = 0
+    balancer_ips: tuple[bytes, ...] = ()
+    """Load-balancer ingress addresses."""
+    source_ranges: tuple[Prefix, ...] = ()
+    """Who may use the balancer's addresses; empty: everybody."""
+    health_check_port: int = 0
+    """Where each node tells load balancers whether it has a ready backend (externalTrafficPolicy Local); 0: nowhere."""
+    consistent: bool = False
+    """A client's backend follows from who the client is (Maglev) rather than from chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node, as the overlay needs it."""
+    """A node, as the overlay of the others needs it, and its zone, as its own proxy does."""
 
     node: str
     pod_cidrs: tuple[str, ...]
     address: str
     vtep_mac: str
     """"" until that node has published it: it cannot be reached over VXLAN yet."""
+    zone: str = ""
+    """Its label topology.kubernetes.io/zone."""
 
 
 @dataclass(slots=True)
@@ -95,6 +113,24 @@ class RouteTable:
     version: int = 0
     services: dict[str, ServiceRoute] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
+
+    def zone_of(self, node: str) -> str:
+        """The zone of a node; "" where it has none or is not known."""
+        peer = self.peers.get(node)
+        return peer.zone if peer else ""
+
+    def after(self, delta: Delta) -> RouteTable:
+        """What this table becomes with a delta; this one stays as it is. Raises ValueError as `apply` does."""
+        made = RouteTable(self.generation, self.version, dict(self.services), dict(self.peers))
+        made.apply(delta)
+        return made
+
+    def zone_after(self, delta: Delta, node: str) -> str:
+        """The zone of a node once the delta is taken."""
+        if node in delta.removed_peers:
+            return ""
+        zone = "" if delta.snapshot else self.zone_of(node)
+        return next((peer.zone for peer in delta.peers if peer.node == node), zone)
 
     def apply(self, delta: Delta) -> None:
         """Takes a delta. Raises ValueError when it does not start at this table's version and generation."""

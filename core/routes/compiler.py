@@ -10,6 +10,7 @@ snapshot, which is encoded once a version as well.
 from __future__ import annotations
 
 import logging
+import struct
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ KEPT_BYTES = 16 << 20
 
 _PROTOCOLS = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
 _FAMILIES = {"IPv4": 4, "IPv6": 16}
+_AFTER_ADDRESS = struct.Struct("!HBHBH")
+"""Port, flags, node, weight and zones of a backend; see routes.proto."""
 
 
 @dataclass(slots=True)
@@ -258,7 +261,8 @@ class Compiler:
             external_local=spec.externalTrafficPolicy == "Local",
             internal_local=spec.internalTrafficPolicy == "Local",
             affinity_seconds=_affinity(service),
-            external_ips=_packed(key, _external(service)),
+            external_ips=_packed(key, spec.externalIPs),
+            balancer_ips=_packed(key, _ingress(service)),
             nodes=nodes,
         )
 
@@ -274,7 +278,7 @@ def _compile_port(
         if size is None or target is None:
             continue
         number = numbers.get(endpoint.nodeName or "", 0)
-        tail = target.to_bytes(2, "big") + bytes([flags]) + number.to_bytes(2, "big")
+        tail = _AFTER_ADDRESS.pack(target, flags, number, 1, 0)
         rows[size].update(address + tail for address in _packed(key, endpoint.addresses) if len(address) == size)
     return pb.ServicePort(
         name=port.name or "",
@@ -341,11 +345,12 @@ def _affinity(service: Service) -> int:
     return (client_ip.timeoutSeconds if client_ip else None) or 10800
 
 
-def _external(service: Service) -> set[str]:
-    found = set((service.spec.externalIPs if service.spec else None) or [])
+def _ingress(service: Service) -> set[str]:
+    """Addresses of the load balancer that packets arrive with; with ipMode Proxy they have another one (KEP-1860)."""
     balancer = service.status.loadBalancer if service.status else None
-    found |= {entry.ip for entry in (balancer.ingress if balancer else None) or [] if entry.ip}
-    return found
+    return {
+        entry.ip for entry in (balancer.ingress if balancer else None) or [] if entry.ip and entry.ipMode != "Proxy"
+    }
 
 
 def _compile_peer(node: Node) -> pb.Peer | None:

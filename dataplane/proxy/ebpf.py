@@ -86,6 +86,7 @@ class EbpfEngine:
         self._kernel = Kernel(config)
         self._packets = NftablesEngine(config)
         self._table = RouteTable()
+        self._zone = ""
         self._ledger = Ledger()
         self._stale: StaleSockets = {}
         self._applied = self._broken = False
@@ -137,11 +138,18 @@ class EbpfEngine:
                 f"routes {delta.generation}:{delta.base_version}..{delta.version} do not continue what this node "
                 f"holds, {table.generation}:{table.version}; send a snapshot"
             )
-        with _told("write the routes of the ebpf engine"):
-            transition = self._whole(_services(delta)) if delta.snapshot else self._difference(delta)
-            self._stage(transition)
-            refusal = self._apply_to_packets(delta, transition)
-            self._commit(transition)
+        zone, before = table.zone_after(delta, self._config.node), self._zone
+        self._zone = zone
+        try:
+            with _told("write the routes of the ebpf engine"):
+                whole = delta.snapshot or zone != before
+                transition = self._whole(table.after(delta).services) if whole else self._difference(delta)
+                self._stage(transition)
+                refusal = self._apply_to_packets(delta, transition)
+                self._commit(transition)
+        except EngineError:
+            self._zone = before
+            raise
         if refusal is not None:
             self._broken = True
             raise refusal
@@ -184,7 +192,7 @@ class EbpfEngine:
         return made
 
     def _plan(self, service: ServiceRoute) -> Plan:
-        return plan(service, self._config)
+        return plan(service, self._config, self._zone)
 
     def _stage(self, transition: Transition) -> None:
         """Makes room and writes the new sets; nothing leads to them yet."""
@@ -260,10 +268,6 @@ class EbpfEngine:
         for counter in self._packets.counters():
             tally[counter.service] += counter.connections
         return [Counter(name, connections, 0, 0) for name, connections in sorted(tally.items())]
-
-
-def _services(delta: Delta) -> dict[str, ServiceRoute]:
-    return {service.id: service for service in delta.services if service.id not in delta.removed_services}
 
 
 def _routes(held: Mapping[Key, Held]) -> frozenset[tuple[bytes, int, int, bytes, int]]:

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 from kernelet.ext.bpf import ENDPOINT, SCOPE_ADDRESS, SCOPE_NODE_PORT, SERVICE_KEY
 
-from ..routes import Backend, Protocol, ServicePort, ServiceRoute
-from .elements import choose
+from ..routes import Backend, Protocol, ServiceRoute
 from .engine import EngineConfig, EngineError
+from .semantics import View, views
 
 Key = bytes
 """A `struct service_key`."""
@@ -48,38 +48,30 @@ def endpoints(pool: Pool) -> Iterator[bytes]:
         yield pool[start : start + ENDPOINT.size]
 
 
-def plan(service: ServiceRoute, config: EngineConfig) -> Plan:
+def plan(service: ServiceRoute, config: EngineConfig, zone: str) -> Plan:
     """Keys and endpoints of a service on this node. Raises EngineError for an address or port that is none."""
     made: Plan = {}
-    lengths = {len(address) for address in (*service.cluster_ips, *service.external_ips)}
-    for length in lengths.difference(_LENGTHS):
-        raise EngineError(f"service {service.id} has an address of {length} bytes; IPv4 has 4, IPv6 16")
     try:
-        for port in service.ports:
-            for length in lengths:
-                _plan_port(made, service, port, length, config.node)
+        for view in views(service, config.node, zone):
+            _plan_view(made, view)
     except (OverflowError, ValueError) as error:
         raise EngineError(f"service {service.id} has a port or protocol that does not exist: {error}") from error
     return made
 
 
-def _plan_port(made: Plan, service: ServiceRoute, port: ServicePort, length: int, node: str) -> None:
-    cluster_ips = [address for address in service.cluster_ips if len(address) == length]
-    external_ips = [address for address in service.external_ips if len(address) == length]
-    prefix = _LENGTHS[length]
-    ours = [backend for backend in port.backends if len(backend.address) == length]
-    every = Target(_pool(choose(ours), prefix), service.affinity_seconds)
-    internal = every
-    if service.internal_local:
-        here = choose([backend for backend in ours if node and backend.node == node])
-        internal = Target(_pool(here, prefix), service.affinity_seconds)
-    behind = port.port.to_bytes(2, "big") + bytes((port.protocol, SCOPE_ADDRESS))
-    for address in cluster_ips:
+def _plan_view(made: Plan, view: View) -> None:
+    prefix = _LENGTHS[view.length]
+    everyone = Target(_pool(view.everyone, prefix), view.affinity_seconds)
+    internal = everyone
+    if view.internal is not view.everyone:
+        internal = Target(_pool(view.internal, prefix), view.affinity_seconds)
+    behind = view.port.to_bytes(2, "big") + bytes((view.protocol, SCOPE_ADDRESS))
+    for address in view.cluster_ips:
         made[prefix + address + behind] = internal
-    for address in external_ips:
-        made[prefix + address + behind] = every
-    if port.node_port and cluster_ips:
-        made[_ANY[length] + port.node_port.to_bytes(2, "big") + bytes((port.protocol, SCOPE_NODE_PORT))] = every
+    for address in (*view.external_ips, *view.balancer_ips):
+        made[prefix + address + behind] = everyone
+    if view.node_port:
+        made[_ANY[view.length] + view.node_port.to_bytes(2, "big") + bytes((view.protocol, SCOPE_NODE_PORT))] = everyone
 
 
 def _pool(backends: Collection[Backend], prefix: bytes) -> Pool:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from kernelet.ext.nft import Batch, ElementError
 
-from ..routes import Backend, BackendFlag, Protocol, ServicePort, ServiceRoute
+from ..routes import Backend, Protocol, ServiceRoute
 from .engine import EngineConfig, EngineError
 from .ruleset import BACKENDS, DROP, FAMILIES, HAIRPIN, KINDS, NONE, SERVICES, TABLE, TRAFFIC, Family, Kind
+from .semantics import View, views
 
 Frontend = tuple[Kind, bytes]
 """What clients connect to: the kind, and its key as the kernel has it."""
@@ -29,9 +30,6 @@ _BY_LENGTH = {family.length: family for family in FAMILIES}
 _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
 # The kernel's numgen result is a number in host byte order. Made once, since most of a cold start is making keys.
 _SLOTS = [slot.to_bytes(4, sys.byteorder) for slot in range(256)]
-# An IntFlag's own operators cost a microsecond each, which a cold start pays for every backend.
-_has = int.__and__
-_READY, _DYING = int(BackendFlag.READY), int(BackendFlag.SERVING | BackendFlag.TERMINATING)
 
 
 class Target(NamedTuple):
@@ -68,55 +66,40 @@ def backend_data(backend: Backend) -> bytes:
     return backend.address + backend.port.to_bytes(2, "big") + b"\0\0"
 
 
-def choose(backends: Collection[Backend]) -> list[Backend]:
-    """The ready ones; where there is none, those that still serve while they terminate (KEP-1669)."""
-    ready = [backend for backend in backends if _has(backend.flags, _READY)]
-    return ready or [backend for backend in backends if _has(backend.flags, _DYING) == _DYING]
-
-
-def plan(service: ServiceRoute, config: EngineConfig, families: Collection[Family]) -> Plan:
-    """Frontends and backends of a service on this node. Raises EngineError for an address that is none."""
+def plan(service: ServiceRoute, config: EngineConfig, families: Collection[Family], zone: str) -> Plan:
+    """Frontends and backends of a service on this node. Raises EngineError for an address or port that is none."""
     made = Plan()
     try:
-        for port in service.ports:
-            for family in families:
-                _plan_port(made, service, port, family, config)
+        for view in views(service, config.node, zone):
+            family = _BY_LENGTH[view.length]
+            if family in families:
+                _plan_view(made, family, view)
     except (OverflowError, KeyError) as error:
         raise EngineError(f"service {service.id} has a port or protocol that does not exist: {error}") from error
-    for address in (*service.cluster_ips, *service.external_ips):
-        if len(address) not in _BY_LENGTH:
-            raise EngineError(f"service {service.id} has an address of {len(address)} bytes; IPv4 has 4, IPv6 16")
     return made
 
 
-def _plan_port(made: Plan, service: ServiceRoute, port: ServicePort, family: Family, config: EngineConfig) -> None:
-    cluster_ips = [address for address in service.cluster_ips if len(address) == family.length]
-    external_ips = [address for address in service.external_ips if len(address) == family.length]
-    if not cluster_ips and not external_ips:
-        return
-    ours = [backend for backend in port.backends if len(backend.address) == family.length]
-    everywhere = choose(ours)
-    mine = [backend for backend in ours if backend.node == config.node] if config.node else []
-    here = choose(mine) if mine else []
+def _plan_view(made: Plan, family: Family, view: View) -> None:
     services, nodeports, local_services, local_nodeports = KINDS[family]
-    ports = port_key(port.protocol, port.port)
-    node_ports = port_key(port.protocol, port.node_port)
-    every = Target(dict.fromkeys(map(backend_data, everywhere)), NONE)
-    internal = Target(dict.fromkeys(map(backend_data, here)), NONE) if service.internal_local else every
-    for address in cluster_ips:
+    ports = port_key(view.protocol, view.port)
+    node_ports = port_key(view.protocol, view.node_port)
+    everyone = internal = Target(dict.fromkeys(map(backend_data, view.everyone)), NONE)
+    if view.internal is not view.everyone:
+        internal = Target(dict.fromkeys(map(backend_data, view.internal)), NONE)
+    external = (*view.external_ips, *view.balancer_ips)
+    for address in view.cluster_ips:
         made.frontends[services, address + ports] = internal
-    for address in external_ips:
-        made.frontends[services, address + ports] = every
-    if port.node_port and cluster_ips:
-        made.frontends[nodeports, node_ports] = every
-    if service.external_local:
-        # Backends elsewhere only: dropped, not refused, so that a load balancer's client tries another node.
-        outside = Target(dict.fromkeys(map(backend_data, here)), DROP if everywhere else NONE)
-        for address in external_ips:
+    for address in external:
+        made.frontends[services, address + ports] = everyone
+    if view.node_port:
+        made.frontends[nodeports, node_ports] = everyone
+    if view.outsiders is not None:
+        outside = Target(dict.fromkeys(map(backend_data, view.outsiders)), DROP if view.everyone else NONE)
+        for address in external:
             made.frontends[local_services, address + ports] = outside
-        if port.node_port and cluster_ips:
+        if view.node_port:
             made.frontends[local_nodeports, node_ports] = outside
-    made.local.update((family, backend.address) for backend in here)
+    made.local.update((family, backend.address) for backend in view.here)
 
 
 def place(old: Sequence[bytes | None], wanted: Collection[bytes]) -> tuple[bytes, ...]:

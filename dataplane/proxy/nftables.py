@@ -125,6 +125,7 @@ class NftablesEngine:
         self._families = families(config)
         self._table = RouteTable()
         self._ledger = Ledger()
+        self._zone = ""
         self._applied = False
         self._broken = False
         self._rules: dict[Family, int] = {}
@@ -189,25 +190,25 @@ class NftablesEngine:
                 f"routes {delta.generation}:{delta.base_version}..{delta.version} do not continue what this node "
                 f"holds, {self._table.generation}:{self._table.version}; send a snapshot"
             )
+        zone, before = self._table.zone_after(delta, self._config.node), self._zone
+        self._zone = zone
         try:
-            if delta.snapshot:
+            if delta.snapshot or zone != before:
                 self._synchronize(self._target(delta))
             else:
                 self._apply_difference(delta)
         except EngineError:
             if self._broken:
                 self._table.services = self._target(delta)
+            else:
+                self._zone = before
             raise
         self._table.apply(delta)
         self._applied, self._broken = True, False
 
     def _target(self, delta: Delta) -> dict[str, ServiceRoute]:
         """All services as they are after a delta."""
-        target = {} if delta.snapshot else dict(self._table.services)
-        target.update((service.id, service) for service in delta.services)
-        for name in delta.removed_services:
-            target.pop(name, None)
-        return target
+        return self._table.after(delta).services
 
     def _apply_difference(self, delta: Delta) -> None:
         """Writes what a delta changes, trusting that the kernel holds what the ledger says; else reads it back."""
@@ -237,7 +238,7 @@ class NftablesEngine:
             self._synchronize(self._target(delta))
 
     def _plan(self, service: ServiceRoute) -> Plan:
-        return plan(service, self._config, self._families)
+        return plan(service, self._config, self._families, self._zone)
 
     def _stale_flows(self, transition: Transition) -> StaleFlows:
         flows = StaleFlows()

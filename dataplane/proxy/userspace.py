@@ -84,6 +84,7 @@ class UserspaceEngine:
         self._families = families(config)
         self._table = RouteTable()
         self._ledger = Ledger()
+        self._zone = ""
         self._listeners: dict[Frontend, _Listener] = {}
         self._worker: _Process | None = None
         self._socket: Socket | None = None
@@ -158,22 +159,29 @@ class UserspaceEngine:
                 f"routes {delta.generation}:{delta.base_version}..{delta.version} do not continue what this node "
                 f"holds, {self._table.generation}:{self._table.version}; send a snapshot"
             )
-        given = {service.id: service for service in delta.services}
-        removed = held.keys() - given.keys() if delta.snapshot else set(delta.removed_services)
-        new = {name: service for name, service in given.items() if held.get(name) != service and name not in removed}
+        zone = self._table.zone_after(delta, self._config.node)
+        moved = zone != self._zone
+        services = self._table.after(delta).services
+        given = services if delta.snapshot or moved else {service.id: service for service in delta.services}
+        removed = held.keys() - services.keys() if delta.snapshot or moved else delta.removed_services
+        new = {
+            name: service
+            for name, service in given.items()
+            if name not in removed and (moved or held.get(name) != service)
+        }
         old = {name: held[name] for name in (*new, *removed) if name in held}
-        services = {**held, **given}
         transition = self._ledger.transition(
-            {name: self._plan(service) for name, service in old.items()},
-            {name: self._plan(service) for name, service in new.items()},
-            lambda name: self._plan(services[name]),
+            {name: self._plan(service, self._zone) for name, service in old.items()},
+            {name: self._plan(service, zone) for name, service in new.items()},
+            lambda name: self._plan(services[name], zone),
         )
         self._carry_out(transition, services)
         self._ledger.accept(transition)
         self._table.apply(delta)
+        self._zone = zone
 
-    def _plan(self, service: ServiceRoute) -> Plan:
-        return plan(service, self._config, self._families)
+    def _plan(self, service: ServiceRoute, zone: str) -> Plan:
+        return plan(service, self._config, self._families, zone)
 
     def _carry_out(self, transition: Transition, services: Mapping[str, ServiceRoute]) -> None:
         worker = _started(self._worker)

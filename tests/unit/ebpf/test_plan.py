@@ -34,32 +34,32 @@ def nothing(name: str) -> Plan:
 
 def test_each_family_has_its_own_backends() -> None:
     made = service(backend("10.244.0.1"), backend("fd00::1"), backend("fd00::2"), ips=("10.96.0.1", "fd00:96::1"))
-    assert sizes(plan(made, CONFIG)) == {"10.96.0.1 . tcp . 80": 1, "fd00:96::1 . tcp . 80": 2}
+    assert sizes(plan(made, CONFIG, "")) == {"10.96.0.1 . tcp . 80": 1, "fd00:96::1 . tcp . 80": 2}
 
 
 def test_the_order_and_repetition_of_backends_make_no_difference() -> None:
     one, two = backend("10.244.0.1"), backend("10.244.0.2")
-    assert plan(service(one, two), CONFIG) == plan(service(two, one, two), CONFIG)
+    assert plan(service(one, two), CONFIG, "") == plan(service(two, one, two), CONFIG, "")
 
 
 def test_a_port_that_does_not_exist_names_the_service() -> None:
     with pytest.raises(EngineError, match="default/web"):
-        plan(service(Backend(bytes(4), 65536)), CONFIG)
+        plan(service(Backend(bytes(4), 65536)), CONFIG, "")
     with pytest.raises(EngineError, match="5 bytes"):
-        plan(ServiceRoute("default/web", (bytes(5),), ()), CONFIG)
+        plan(ServiceRoute("default/web", (bytes(5),), ()), CONFIG, "")
 
 
 def test_keys_with_the_same_target_share_a_set() -> None:
     ledger = Ledger()
-    made = ledger.change({}, {"a": plan(service(backend("10.244.0.1"), node_port=30080), CONFIG)}, nothing)
+    made = ledger.change({}, {"a": plan(service(backend("10.244.0.1"), node_port=30080), CONFIG, "")}, nothing)
     assert len(made.held) == 2
     assert len(made.new_sets) == 1
 
 
 def test_a_set_goes_when_its_last_key_leaves_it() -> None:
     ledger = Ledger()
-    both = plan(service(backend("10.244.0.1"), node_port=30080), CONFIG)
-    one = plan(service(backend("10.244.0.1")), CONFIG)
+    both = plan(service(backend("10.244.0.1"), node_port=30080), CONFIG, "")
+    one = plan(service(backend("10.244.0.1")), CONFIG, "")
     ledger.accept(ledger.change({}, {"a": both}, nothing))
     first = ledger.change({"a": both}, {"a": one}, nothing)
     assert (len(first.held), first.new_sets, first.old_sets) == (1, [], [])
@@ -73,7 +73,7 @@ def test_a_set_goes_when_its_last_key_leaves_it() -> None:
 
 def test_what_stays_the_same_is_not_written() -> None:
     ledger = Ledger()
-    made = plan(service(backend("10.244.0.1")), CONFIG)
+    made = plan(service(backend("10.244.0.1")), CONFIG, "")
     ledger.accept(ledger.change({}, {"a": made}, nothing))
     assert not ledger.change({"a": made}, {"a": made}, nothing)
     assert not ledger.replace({"a": made})
@@ -84,7 +84,7 @@ def test_numbers_of_sets_are_not_used_again() -> None:
     seen = set()
     before: dict[str, Plan] = {}
     for number in range(10):
-        after = {"a": plan(service(backend(f"10.244.0.{number}")), CONFIG)}
+        after = {"a": plan(service(backend(f"10.244.0.{number}")), CONFIG, "")}
         transition = ledger.change(before, after, nothing)
         seen.update(item.number for item in transition.new_sets)
         ledger.accept(transition)

@@ -68,7 +68,7 @@ def endpoint_slice(*endpoints: Endpoint, name: str = "web-1") -> EndpointSlice:
 
 def ready_addresses(message: pb.Service) -> set[str]:
     packed = message.ports[0].backends4
-    rows = [packed[i : i + 9] for i in range(0, len(packed), 9)]
+    rows = [packed[i : i + 12] for i in range(0, len(packed), 12)]
     return {".".join(map(str, row[:4])) for row in rows if row[6] & pb.BACKEND_READY}
 
 
@@ -88,7 +88,7 @@ def compiler_with(*endpoints: Endpoint) -> Compiler:
 
 def test_backends_carry_the_target_port_of_the_slice_and_the_node() -> None:
     found = compiled(compiler_with(endpoint(2), endpoint(3, "n2")))
-    row = found.ports[0].backends4[:9]
+    row = found.ports[0].backends4[:12]
     assert int.from_bytes(row[4:6], "big") == 8080
     assert found.ports[0].port == 80
     assert list(found.nodes) == ["n1", "n2"]
