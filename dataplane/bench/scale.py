@@ -30,20 +30,12 @@ from .topology import SERVICE_PORT, BenchError, World, find_nginx, workshop
 PROCESS = "start of the agent's process, before cold start"
 COLD, RESTART = "cold start to programmed", "restart, kernel programmed already"
 CHANGE_P50, CHANGE_P99 = "one endpoint changed, p50", "one endpoint changed, p99"
+TIDY = "tidying up after a change, p50"
 CONNECT = "first connection to a service, p50"
 MEMORY, EMPTY = "peak memory of the agent", "memory of the agent without services"
-_BATCHES = 20
-"""In which first connections are measured."""
-_UNITS = {
-    PROCESS: "s",
-    COLD: "s",
-    RESTART: "s",
-    CHANGE_P50: "ms",
-    CHANGE_P99: "ms",
-    CONNECT: "us",
-    MEMORY: "MB",
-    EMPTY: "MB",
-}
+_UNITS = {COLD: "s", RESTART: "s", CHANGE_P50: "ms", CHANGE_P99: "ms", TIDY: "ms", CONNECT: "us", MEMORY: "MB"}
+_ALIKE = {PROCESS: "s", EMPTY: "MB"}
+"""What does not depend on the number of services."""
 _AGENT = "from kernelet.dataplane.bench.scale_agent import main; main()"
 Samples = dict[tuple[str, int], list[float]]
 """(case, services) -> a value a round; of first connections a value a batch."""
@@ -56,18 +48,20 @@ class Extent:
     sizes: tuple[int, ...]
     rounds: int
     changes: int
+    batches: int
+    """In which first connections are measured, by turns with the other sizes."""
     connections: int
     """In one batch."""
 
     def duration(self, engines: list[str]) -> float:
-        """Seconds, roughly. A userspace engine starts once, each time slowly."""
-        each = sum(_SECONDS + size * _SECONDS_A_SERVICE for size in self.sizes)
-        return self.rounds * each * len(engines)
+        """Seconds, roughly. Userspace engines have no restart to be measured, and little to tidy up."""
+        each = 1 + 0.011 * self.changes + 0.07 * self.batches
+        whole = sum(each + size / 1500 for size in self.sizes)
+        return self.rounds * whole * sum(0.5 if BY_NAME[engine].userspace else 1 for engine in engines)
 
 
-_SECONDS, _SECONDS_A_SERVICE = 4.0, 1 / 2500
-FULL = Extent((10, 1_000, 10_000, 50_000), rounds=5, changes=1000, connections=100)
-QUICK = Extent((10, 1_000, 10_000), rounds=1, changes=200, connections=50)
+FULL = Extent((10, 1_000, 10_000, 50_000), rounds=5, changes=500, batches=20, connections=100)
+QUICK = Extent((10, 1_000, 10_000), rounds=1, changes=50, batches=5, connections=20)
 
 
 class AgentProcess:
@@ -167,7 +161,7 @@ def _round(
             say(f"{engine} with {size:,} services: {text}")
             if not subject.userspace or size not in running:
                 agent.kill()
-        _connect(running, extent.connections, samples)
+        _connect(running, extent, samples)
         if subject.userspace:
             return  # What it does is gone with its process: each start is a cold one.
         for size, (world, _) in running.items():
@@ -192,20 +186,24 @@ def _program(agent: AgentProcess, size: int, changes: int, samples: Samples) -> 
     samples[COLD, size].append(started["seconds"])
     samples[MEMORY, size].append(started["peak_mb"])
     samples[EMPTY, size].append(started["empty_mb"])
-    took = [seconds * 1000 for seconds in agent.ask("change", changes)["seconds"]]
+    changed = agent.ask("change", changes)
+    took = [seconds * 1000 for seconds in changed["seconds"]]
     samples[CHANGE_P50, size].append(quantile(took, 0.5))
     samples[CHANGE_P99, size].append(quantile(took, 0.99))
+    samples[TIDY, size].append(quantile(changed["tidy_seconds"], 0.5) * 1000)
     return (
         f"cold start {started['seconds']:.3f} s, a change {quantile(took, 0.5):.2f} ms (p99 "
         f"{quantile(took, 0.99):.2f} ms), {started['peak_mb']:.0f} MB"
     )
 
 
-def _connect(running: dict[int, tuple[World, AgentProcess]], count: int, samples: Samples) -> None:
+def _connect(running: dict[int, tuple[World, AgentProcess]], extent: Extent, samples: Samples) -> None:
     """In batches by turns, so that a disturbance of the machine meets all sizes alike."""
-    for _ in range(_BATCHES):
+    for _ in range(extent.batches):
         for size, (world, _agent) in random.sample(list(running.items()), len(running)):
-            program = _CONNECT.format(first=int(FIRST_SERVICE), services=size, port=SERVICE_PORT, count=count)
+            program = _CONNECT.format(
+                first=int(FIRST_SERVICE), services=size, port=SERVICE_PORT, count=extent.connections
+            )
             times = json.loads(world.client.run(sys.executable, "-c", program))
             samples[CONNECT, size].append(quantile(times, 0.5) * 1e6)
 
