@@ -164,7 +164,7 @@ def bench_proxy(names: list[str], extent: Extent, say: Callable[[str], None]) ->
         worlds = []
         for subject in subjects:
             world = stack.enter_context(World(subject.name, nginx, folder, cgroup=subject.cgroup))
-            subject.proxy().start(world)
+            subject.proxy.start(world)
             wait_ready(subject, world)
             worlds.append((subject, world))
         say(f"{len(worlds)} worlds are ready: {CONNECTIONS} connections, {THREADS} client addresses and backends each")

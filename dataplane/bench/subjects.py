@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
@@ -83,7 +82,7 @@ class Haproxy:
 @dataclass(frozen=True, slots=True)
 class Subject:
     name: str
-    proxy: Callable[[], Proxy]
+    proxy: Proxy
     service: bool
     """Clients use service addresses; else the pods' own."""
     references: tuple[str, ...] = ("bare",)
@@ -102,16 +101,16 @@ class Subject:
         return [f"{address}:{port}" for address in world.backend_addresses]
 
 
-_NFTABLES, _EBPF, _USERSPACE = EngineProxy("nftables"), EngineProxy("ebpf"), EngineProxy("userspace")
+_NFTABLES, _EBPF = EngineProxy("nftables"), EngineProxy("ebpf")
 _BOTH = ("bare", "direct")
 SUBJECTS = (
-    Subject("bare", Nothing, service=False, references=(), tracked=False),
-    Subject("direct", lambda: _NFTABLES, service=False, tracked=True),
-    Subject("direct-ebpf", lambda: _EBPF, service=False, references=_BOTH, cgroup=True),
-    Subject("ebpf", lambda: _EBPF, service=True, references=(*_BOTH, "direct-ebpf"), cgroup=True),
-    Subject("nftables", lambda: _NFTABLES, service=True, references=_BOTH, tracked=True),
-    Subject("haproxy", Haproxy, service=True, references=_BOTH, udp=False, userspace=True),
-    Subject("userspace", lambda: _USERSPACE, service=True, references=_BOTH, userspace=True),
+    Subject("bare", Nothing(), service=False, references=(), tracked=False),
+    Subject("direct", _NFTABLES, service=False, tracked=True),
+    Subject("direct-ebpf", _EBPF, service=False, references=_BOTH, cgroup=True),
+    Subject("ebpf", _EBPF, service=True, references=(*_BOTH, "direct-ebpf"), cgroup=True),
+    Subject("nftables", _NFTABLES, service=True, references=_BOTH, tracked=True),
+    Subject("haproxy", Haproxy(), service=True, references=_BOTH, udp=False, userspace=True),
+    Subject("userspace", EngineProxy("userspace"), service=True, references=_BOTH, userspace=True),
 )
 BY_NAME = {subject.name: subject for subject in SUBJECTS}
 

@@ -324,7 +324,8 @@ def find_nginx(folder: Path) -> Path:
 
 def _remove_left_over() -> None:
     """Removes what benchmarks have left behind that were killed and could not."""
-    for found in (*_RUN_NETNS.glob(f"{PREFIX}*"), *_CGROUPS.glob(f"{PREFIX}*"), *_PINS.glob(f"{PREFIX}*")):
+    places = (_RUN_NETNS, _CGROUPS, _PINS, Path(tempfile.gettempdir()))
+    for found in [path for place in places for path in place.glob(f"{PREFIX}*")]:
         owner = re.match(rf"{PREFIX}([0-9]+)-", found.name)
         if owner is None or Path("/proc", owner[1]).exists():
             continue
@@ -333,10 +334,10 @@ def _remove_left_over() -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             run("ip", "netns", "del", found.name)
-        elif found.parent == _PINS:
-            shutil.rmtree(found)
-        else:
+        elif found.parent == _CGROUPS:
             found.rmdir()
+        else:
+            shutil.rmtree(found)
 
 
 @contextlib.contextmanager
@@ -345,5 +346,5 @@ def workshop() -> Iterator[Path]:
     if os.geteuid() != 0:
         raise BenchError("benchmarks make network namespaces and need root: use sudo")
     _remove_left_over()
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
         yield Path(folder)

@@ -32,7 +32,7 @@ def left_over(pid: int) -> list[str]:
 def test_requests_reach_all_backends_from_all_client_addresses(name: str) -> None:
     subject = BY_NAME[name]
     with workshop() as folder, World(name, find_nginx(folder), folder) as world:
-        subject.proxy().start(world)
+        subject.proxy.start(world)
         wait_ready(subject, world)
         assert wrk(subject, world, 1, close=True) > 0
         seen = world.node.run("ip", "neigh").splitlines()
@@ -68,7 +68,7 @@ def test_a_reference_that_is_not_what_it_is_called_ends_the_benchmark() -> None:
         wait_ready(BY_NAME["bare"], world)
         with pytest.raises(BenchError, match="of 4 connections the node tracks 0"):
             wait_ready(BY_NAME["direct"], world)
-        BY_NAME["direct"].proxy().start(world)
+        BY_NAME["direct"].proxy.start(world)
         wait_ready(BY_NAME["direct"], world)
         with pytest.raises(BenchError, match="of 4 connections the node tracks 4"):
             wait_ready(BY_NAME["bare"], world)
@@ -77,7 +77,7 @@ def test_a_reference_that_is_not_what_it_is_called_ends_the_benchmark() -> None:
 def test_what_a_subject_leaves_in_the_table_of_connections_can_be_forgotten() -> None:
     subject = BY_NAME["nftables"]
     with workshop() as folder, World("nftables", find_nginx(folder), folder) as world:
-        subject.proxy().start(world)
+        subject.proxy.start(world)
         wait_ready(subject, world)
         seen = tracking(world)
         assert seen.entries >= len(subject.targets(world)) and seen.limit > seen.entries and seen.pushed_out == 0
