@@ -61,7 +61,7 @@ class Extent:
 
 
 FULL = Extent((10, 1_000, 10_000, 50_000), rounds=5, changes=500, batches=20, connections=100)
-QUICK = Extent((10, 1_000, 10_000), rounds=1, changes=50, batches=5, connections=20)
+QUICK = Extent((10, 1_000, 10_000), rounds=1, changes=30, batches=4, connections=20)
 
 
 class AgentProcess:

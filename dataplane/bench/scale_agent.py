@@ -23,6 +23,7 @@ FIRST_SERVICE = ip_address("10.97.0.0")
 """Service addresses go on from here without a gap."""
 PODS = ip_network("10.244.128.0/17")
 """What backends have for addresses, from the first on."""
+_PODS, _FIRST_POD = PODS.num_addresses, int(PODS[0])
 CHANGED_PORTS = range(HTTP_PORT + 20, HTTP_PORT + 30)
 PORTS = range(HTTP_PORT, CHANGED_PORTS.stop)
 """What backends have for ports."""
@@ -31,17 +32,18 @@ PORTS = range(HTTP_PORT, CHANGED_PORTS.stop)
 def services(count: int) -> list[ServiceRoute]:
     """`count` services of `ENDPOINTS` endpoints each, all different. Up to 65,536 services."""
     made = []
+    first = int(FIRST_SERVICE)
     for number in range(count):
         backends = tuple(_backend(number * ENDPOINTS + index) for index in range(ENDPOINTS))
         port = ServicePort("http", Protocol.TCP, SERVICE_PORT, 0, backends)
-        made.append(ServiceRoute(f"bench/service-{number}", ((FIRST_SERVICE + number).packed,), (port,)))
+        made.append(ServiceRoute(f"bench/service-{number}", ((first + number).to_bytes(4, "big"),), (port,)))
     return made
 
 
 def _backend(number: int) -> Backend:
     """Of a pod somewhere in the cluster; an address comes again with another port."""
-    again, pod = divmod(number, PODS.num_addresses)
-    return Backend(PODS[pod].packed, HTTP_PORT + again, BackendFlag.READY, f"node-{pod % 100}")
+    again, pod = divmod(number, _PODS)
+    return Backend((_FIRST_POD + pod).to_bytes(4, "big"), HTTP_PORT + again, BackendFlag.READY, f"node-{pod % 100}")
 
 
 class Agent:

@@ -184,7 +184,7 @@ class World:
         ports: Sequence[int] = (HTTP_PORT,),
     ) -> None:
         self.subject = subject
-        self._parent = folder
+        self.folder = folder / subject
         self._nginx, self._cgroup, self._ports = nginx, cgroup, ports
         self._stack = ExitStack()
         self.client_addresses = [f"10.244.0.{10 + index}" for index in range(BACKENDS)]
@@ -212,8 +212,8 @@ class World:
 
     def __enter__(self) -> Self:
         try:
-            # Its own each time: a benchmark of several rounds makes worlds of the same subject again.
-            self.folder = Path(tempfile.mkdtemp(prefix=f"{self.subject}-", dir=self._parent))
+            self.folder.mkdir()
+            # The next round makes a world of the same subject again.
             self._stack.callback(shutil.rmtree, self.folder)
             self._build()
         except BaseException:
