@@ -96,7 +96,8 @@ def constant_rate(subject: Subject, world: World, seconds: int, rate: float) -> 
     _check_failures(subject, world, sum(status != 200 for _, status, _ in rows), len(rows))
     steady = min(began for began, _, _ in rows) + UNSTEADY_SECONDS * 1_000_000
     times = sorted(took for began, status, took in rows if began >= steady and status == 200)
-    return Latency(len(times) / seconds, times, busy / len(rows) * 1e6)
+    window = max(began for began, _, _ in rows) - steady
+    return Latency(len(times) / window * 1e6, times, busy / len(rows) * 1e6)
 
 
 def _rows(log: Path) -> Iterator[tuple[int, int, int]]:
