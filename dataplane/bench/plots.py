@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,14 +24,17 @@ from .report import Curve, Report, Result
 _ONE_COLUMN = 4
 """More panels than this are drawn in two columns."""
 _DOTS_PER_INCH = 120
+_LABELS_ABOVE = (6, -12, 15)
+"""How many points above a line its values are written, by turns, so that close lines leave theirs readable."""
 _KERNEL, _USERSPACE, _REFERENCE = "#2b6cb0", "#dd8a2e", "#9aa3ad"
 
 
 def draw(report: Report, path: Path) -> None:
-    """Every case and distribution of a report."""
+    """Every case that is a comparison, and all distributions; where there is but one subject, all cases."""
     colours = {name: f"C{index % 10}" for index, name in enumerate(dict.fromkeys(r.subject for r in report.results))}
     cases = dict.fromkeys((result.case, result.unit) for result in report.results)
     panels = [_by_subject(report.results, case, unit) for case, unit in cases]
+    panels = [panel for panel in panels if len(panel) > 1] or panels
     count = len(panels) + bool(report.curves)
     columns = 1 if count <= _ONE_COLUMN else 2
     sized = any(result.size is not None for result in report.results)
@@ -76,8 +80,8 @@ def headline(title: str, panels: Mapping[str, Sequence[Result]], userspace: Sequ
 
 
 def _save(figure: Figure, title: str, path: Path, below: float = 0.0) -> None:
-    figure.suptitle(title, fontsize=11)
-    figure.tight_layout(rect=(0, below, 1, 1))
+    figure.suptitle(title, fontsize=11, y=1 - 0.1 / figure.get_figheight(), va="top")
+    figure.tight_layout(rect=(0, below, 1, 1 - 0.25 / figure.get_figheight()))
     figure.savefig(path, dpi=_DOTS_PER_INCH)
     pyplot.close(figure)
 
@@ -119,14 +123,23 @@ def _label(result: Result) -> str:
 
 def _lines(axis: Axes, results: Sequence[Result], colours: dict[str, str]) -> None:
     """Both axes logarithmic: sizes and what they cost go over decades."""
-    for subject in dict.fromkeys(result.subject for result in results):
+    for subject, above in zip(dict.fromkeys(result.subject for result in results), cycle(_LABELS_ABOVE), strict=False):
         points = sorted((r for r in results if r.subject == subject), key=lambda r: r.size or 0)
         sizes, values = [point.size or 0 for point in points], [point.value for point in points]
         axis.errorbar(
             sizes, values, _whiskers(points), label=subject, color=colours[subject], marker="o", ms=4, capsize=2.5
         )
         for size, value in zip(sizes, values, strict=True):
-            axis.annotate(f"{value:,.3g}", (size, value), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+            text = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            axis.annotate(
+                text,
+                (size, value),
+                (0, above),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                color=colours[subject],
+            )
     axis.set_xscale("log")
     axis.set_yscale("log")
     low, high = (pick(result.value for result in results) or 1e-3 for pick in (min, max))
@@ -138,7 +151,7 @@ def _lines(axis: Axes, results: Sequence[Result], colours: dict[str, str]) -> No
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("services", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.grid(alpha=0.3)
 
 
@@ -154,5 +167,5 @@ def _curves(axis: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> No
     axis.set_title("latency at a constant rate, all rounds (us)", fontsize=9, loc="left")
     axis.set_xlabel("percent of the requests that take no longer", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower right")
     axis.grid(alpha=0.3)
