@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -24,8 +23,6 @@ from .report import Curve, Report, Result
 _ONE_COLUMN = 4
 """More panels than this are drawn in two columns."""
 _DOTS_PER_INCH = 120
-_LABELS_ABOVE = (6, -12, 15)
-"""How many points above a line its values are written, by turns, so that close lines leave theirs readable."""
 _KERNEL, _USERSPACE, _REFERENCE = "#2b6cb0", "#dd8a2e", "#9aa3ad"
 
 
@@ -123,28 +120,25 @@ def _label(result: Result) -> str:
 
 def _lines(axis: Axes, results: Sequence[Result], colours: dict[str, str]) -> None:
     """Both axes logarithmic: sizes and what they cost go over decades."""
-    for subject, above in zip(dict.fromkeys(result.subject for result in results), cycle(_LABELS_ABOVE), strict=False):
-        points = sorted((r for r in results if r.subject == subject), key=lambda r: r.size or 0)
-        sizes, values = [point.size or 0 for point in points], [point.value for point in points]
+    for subject in dict.fromkeys(result.subject for result in results):
+        points = sorted((r for r in results if r.subject == subject), key=_size)
         axis.errorbar(
-            sizes, values, _whiskers(points), label=subject, color=colours[subject], marker="o", ms=4, capsize=2.5
+            [_size(point) for point in points],
+            [point.value for point in points],
+            _whiskers(points),
+            label=subject,
+            color=colours[subject],
+            marker="o",
+            ms=4,
+            capsize=2.5,
         )
-        for size, value in zip(sizes, values, strict=True):
-            text = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
-            axis.annotate(
-                text,
-                (size, value),
-                (0, above),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-                color=colours[subject],
-            )
+    for size in {_size(result) for result in results}:
+        _values(axis, size, [result for result in results if _size(result) == size], colours)
     axis.set_xscale("log")
     axis.set_yscale("log")
     low, high = (pick(result.value for result in results) or 1e-3 for pick in (min, max))
-    axis.set_ylim(low / 2, high * 3)
-    axis.xaxis.set_major_locator(FixedLocator(sorted({result.size or 0 for result in results})))
+    axis.set_ylim(low / 3, high * 3)
+    axis.xaxis.set_major_locator(FixedLocator(sorted({_size(result) for result in results})))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -153,6 +147,29 @@ def _lines(axis: Axes, results: Sequence[Result], colours: dict[str, str]) -> No
     axis.tick_params(labelsize=8)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.grid(alpha=0.3)
+
+
+def _size(result: Result) -> int:
+    return result.size or 0
+
+
+def _values(axis: Axes, size: int, results: Sequence[Result], colours: dict[str, str]) -> None:
+    """The values at one size: the highest above its point, the lowest below, others at the right."""
+    ordered = sorted(results, key=lambda result: result.value)
+    for result in ordered:
+        place, side = ((0, 6), "center") if result is ordered[-1] else ((5, -3), "left")
+        if result is ordered[0] and len(ordered) > 1:
+            place, side = (0, -12), "center"
+        axis.annotate(
+            f"{result.value:,.3g}" if result.value < 1000 else f"{result.value:,.0f}",
+            (size, result.value),
+            place,
+            textcoords="offset points",
+            ha=side,
+            fontsize=7,
+            color=colours[result.subject],
+            bbox={"pad": 0.5, "color": "white", "alpha": 0.7},
+        )
 
 
 def _curves(axis: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> None:
