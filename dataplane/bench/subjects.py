@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from ..proxy import create_engine
+from ..proxy import EngineError, create_engine
 from .topology import BULK_PORT, HTTP_PORT, SERVICE_PORT, BenchError, Namespace, World
 from .tracking import forget, tracking
 
@@ -48,7 +48,10 @@ class EngineProxy:
             engine.apply(world.routes())
 
         world.callback(lambda: engine.close(keep=False))
-        world.node.inside(program)
+        try:
+            world.node.inside(program)
+        except EngineError as error:
+            raise BenchError(f"engine {self.name} cannot be measured: {error}") from error
 
 
 class Haproxy:
@@ -155,7 +158,7 @@ def _verify_tracked(subject: Subject, world: World) -> None:
     """With one connection a target: a comparison must not quietly cease to be what it is called."""
     forget(world)
     targets = subject.targets(world)
-    _first_silent(world.client, targets)
+    wait_answering(world, world.client, targets)
     entries = tracking(world).entries
     if bool(subject.tracked) != (entries >= len(targets)) or (entries and not subject.tracked):
         wanted = "each is to be" if subject.tracked else "none is to be"
