@@ -48,11 +48,18 @@ def add_to(group: click.Group, options: Options, finish: Finish) -> None:
     @click.option("--engines", default="", help="Which to compare, with commas between; all that there are.")
     @click.option("--rounds", type=click.IntRange(1, 100), help="Rounds of each measurement.")
     @click.option("--seconds", type=click.IntRange(1, 600), help="Seconds of each measurement.")
+    @click.option(
+        "--headline",
+        "headline_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Draw userspace against kernel alone into this PNG.",
+    )
     @options
     def proxy(
         engines: str,
         rounds: int | None,
         seconds: int | None,
+        headline_file: Path | None,
         quick: bool,
         json_file: Path | None,
         plot_file: Path | None,
@@ -64,7 +71,10 @@ def add_to(group: click.Group, options: Options, finish: Finish) -> None:
         extent = bench.QUICK if quick else bench.FULL
         extent = replace(extent, rounds=rounds or extent.rounds, seconds=seconds or extent.seconds)
         names = _names(engines, available)
-        finish(_measure(lambda: bench.bench_proxy(names, extent, _say)), json_file, plot_file)
+        report = _measure(lambda: bench.bench_proxy(names, extent, _say))
+        finish(report, json_file, plot_file)
+        if headline_file is not None:
+            bench.headline(report, headline_file)
 
     @group.command("scale")
     @click.option("--engines", default="", help="Which to measure, with commas between; all that there are.")

@@ -1,32 +1,31 @@
-"""Load generators, run in a world's client: wrk, ab, iperf3, and UDP questions one at a time."""
+"""Load generators, run in a world's client: wrk, h2load, ab, iperf3, and UDP questions one at a time."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from .subjects import Subject, check_alive
-from .topology import BULK_PORT, UDP_PORT, BenchError, World, stop
+from .topology import BULK_PORT, UDP_PORT, BenchError, World
 
 CONNECTIONS = 64
 THREADS = 4
-PAUSE_MS = 10
-"""Mean pause between two requests of a connection under an offered rate."""
+UNSTEADY_SECONDS = 1
+"""The first of a constant rate, whose latencies are not counted: connections are made, caches are filled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What wrk saw."""
+class Latency:
+    """What requests at a constant rate met."""
 
     requests_per_second: float
-    p50_us: float
-    p90_us: float
-    p99_us: float
-    errors: int
+    sorted_us: list[int]
+    """Of every request."""
     cpu_us_per_request: float
     """Of the whole machine: client, proxy, kernel and backends."""
 
@@ -39,54 +38,75 @@ function setup(thread)
   used = used + 1
   thread.addr = wrk.lookup(target[1], target[2])[1]
 end
-{delay}
 function done(summary, latency, requests)
   local errors = summary.errors
-  io.write(string.format('RESULT {{"requests": %d, "us": %d, "p50": %f, "p90": %f, "p99": %f, "errors": %d}}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(90), latency:percentile(99),
+  io.write(string.format('RESULT {{"requests": %d, "us": %d, "errors": %d}}\\n',
+    summary.requests, summary.duration,
     errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end
 """
-_DELAY = f"""
-function init(args) math.randomseed(os.time()) end
-function delay() return math.random(1, {2 * PAUSE_MS - 1}) end
-"""
 
 
-def wrk(
-    subject: Subject,
-    world: World,
-    seconds: int,
-    *,
-    close: bool = False,
-    connections: int = CONNECTIONS,
-    pause: bool = False,
-) -> Load:
-    """HTTP requests over connections that stay, or with `close` over a new one each.
+def wrk(subject: Subject, world: World, seconds: int, *, close: bool = False) -> float:
+    """HTTP requests a second over connections that stay, or with `close` over a new one each.
 
     Raises BenchError where more than one request in a thousand fails.
     """
     targets = subject.targets(world)
     script = world.folder / "wrk.lua"
     quoted = ", ".join('{{"{}", "{}"}}'.format(*target.split(":")) for target in targets)
-    script.write_text(_SCRIPT.format(targets=quoted, delay=_DELAY if pause else ""))
+    script.write_text(_SCRIPT.format(targets=quoted))
     header = ["-H", "Connection: close"] if close else []
-    command = ["wrk", f"-t{THREADS}", f"-c{connections}", f"-d{seconds}", "--timeout", "5", "-s", str(script), *header]
-    before = busy_seconds()
+    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}", "--timeout", "5", "-s", str(script), *header]
     text = world.client.run(*command, f"http://{targets[0]}/", seconds=seconds + 30)
-    busy = busy_seconds() - before
     found = re.search(r"RESULT (.*)", text)
     if found is None:
         raise BenchError(f"wrk said nothing to be understood for {subject.name}: {text}")
     data = json.loads(found[1])
-    requests = data["requests"]
-    if not requests or data["errors"] > requests / 1000:
-        raise BenchError(
-            f"{subject.name}: {data['errors']} of {requests} requests failed; see the logs in {world.folder}"
-        )
+    _check_failures(subject, world, data["errors"], data["requests"])
     check_alive(subject, world)  # wrk does not count connections that nobody answers.
-    rate = requests / data["us"] * 1e6
-    return Load(rate, data["p50"], data["p90"], data["p99"], data["errors"], busy / requests * 1e6)
+    return float(data["requests"] / data["us"] * 1e6)
+
+
+def _check_failures(subject: Subject, world: World, failed: int, requests: int) -> None:
+    if not requests or failed > requests / 1000:
+        raise BenchError(f"{subject.name}: {failed} of {requests} requests failed; {world.logs()}")
+
+
+def constant_rate(subject: Subject, world: World, seconds: int, rate: float) -> Latency:
+    """HTTP requests at `rate` a second over connections that stay, each sent when its time has come.
+
+    One h2load for each client address and its target, as with wrk's threads. A connection whose last answer is still
+    awaited sends late, so `requests_per_second` falls behind `rate` once that happens much. The first second is not
+    in the latencies. Raises BenchError where more than one request in a thousand fails.
+    """
+    share = CONNECTIONS // THREADS
+    options = ["--h1", "-t1", f"-c{share}", "-D", str(UNSTEADY_SECONDS + seconds), f"--rps={rate / CONNECTIONS:.3f}"]
+    logs = [world.folder / f"requests-{index}.tsv" for index in range(THREADS)]
+    before = busy_seconds()
+    with ThreadPoolExecutor(THREADS) as pool:
+        running = [
+            pool.submit(world.client.run, "h2load", *options, f"--log-file={log}", f"http://{target}/")
+            for log, target in zip(logs, subject.targets(world), strict=True)
+        ]
+        for each in running:
+            each.result()
+    busy = busy_seconds() - before
+    rows = [row for log in logs for row in _rows(log)]
+    _check_failures(subject, world, sum(status != 200 for _, status, _ in rows), len(rows))
+    steady = min(began for began, _, _ in rows) + UNSTEADY_SECONDS * 1_000_000
+    times = sorted(took for began, status, took in rows if began >= steady and status == 200)
+    window = max(began for began, _, _ in rows) - steady
+    return Latency(len(times) / window * 1e6, times, busy / len(rows) * 1e6)
+
+
+def _rows(log: Path) -> Iterator[tuple[int, int, int]]:
+    """(microseconds since the epoch, HTTP status, microseconds until the answer's end) of each request."""
+    with log.open() as file:
+        for line in file:
+            began, status, took = line.split("\t")
+            yield int(began), int(status), int(took)
+    log.unlink()
 
 
 def busy_seconds() -> float:
@@ -109,35 +129,21 @@ def ab(subject: Subject, world: World, requests: int) -> float:
 
 def bulk(subject: Subject, world: World, seconds: int) -> float:
     """One TCP stream to the first backend, in Gbit/s. Raises BenchError."""
-    server = world.backends[0].start("iperf3", "-s", "-p", str(BULK_PORT), log=world.folder / "iperf3.log")
+    address, port = subject.targets(world, BULK_PORT)[0].split(":")
+    server = world.backends[0].serving("iperf3", "-s", "-p", port, "--forceflush", ready="Server listening")
+    with server:
+        text = world.client.run("iperf3", "-J", "-c", address, "-p", port, "-t", str(seconds), seconds=seconds + 30)
     try:
-        address = subject.targets(world, BULK_PORT)[0].split(":")[0]
-        return _iperf3(world, address, seconds) / 1e9
-    finally:
-        stop(server)
-
-
-def _iperf3(world: World, address: str, seconds: int) -> float:
-    """Bits a second, tried again for a while: the server takes a moment to listen, and tells nobody when it does.
-
-    A proxy takes the connection all the same, so that iperf3 fails in many ways, of which some count as success.
-    """
-    for _ in range(20):
-        try:
-            text = world.client.run("iperf3", "-J", "-c", address, "-p", str(BULK_PORT), "-t", str(seconds))
-            return float(json.loads(text)["end"]["sum_received"]["bits_per_second"])
-        except KeyError:
-            last = BenchError(f"iperf3 through {world.subject} failed: {text[-1000:]}")
-        except BenchError as error:
-            last = error
-        time.sleep(0.1)
-    raise last
+        return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 1e9
+    except KeyError:  # iperf3 counts some ways to fail as success.
+        raise BenchError(f"iperf3 through {subject.name} failed: {text[-1000:]}") from None
 
 
 _UDP_SERVER = """
 import socket
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind(("0.0.0.0", {port}))
+print("ready", flush=True)
 while True:
     data, client = sock.recvfrom(64)
     sock.sendto(data, client)
@@ -145,36 +151,20 @@ while True:
 _UDP_CLIENT = """
 import socket, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.settimeout(0.2)
-sock.connect(("{address}", {port}))
-deadline = time.monotonic() + 5
-while True:
-    try:
-        sock.send(b"?"); sock.recv(64)
-        break
-    except OSError:
-        if time.monotonic() > deadline: raise
 sock.settimeout(1)
-times = []
+sock.connect(("{address}", {port}))
+answers = 0
 end = time.perf_counter() + {seconds}
-now = time.perf_counter()
-while now < end:
+while time.perf_counter() < end:
     sock.send(b"?"); sock.recv(64)
-    then, now = now, time.perf_counter()
-    times.append(now - then)
-times.sort()
-print(len(times) / {seconds}, times[len(times) // 2] * 1e6, times[len(times) * 99 // 100] * 1e6)
+    answers += 1
+print(answers / {seconds})
 """
 
 
 def udp(subject: Subject, world: World, seconds: int) -> float:
     """Questions a second of one client that waits for each answer. Raises BenchError."""
-    server = world.backends[0].start(
-        sys.executable, "-c", _UDP_SERVER.format(port=UDP_PORT), log=world.folder / "udp.log"
-    )
-    try:
-        address = subject.targets(world, UDP_PORT)[0].split(":")[0]
-        program = _UDP_CLIENT.format(address=address, port=UDP_PORT, seconds=seconds)
-        return float(world.client.run(sys.executable, "-c", program).split()[0])
-    finally:
-        stop(server)
+    address, port = subject.targets(world, UDP_PORT)[0].split(":")
+    with world.backends[0].serving(sys.executable, "-c", _UDP_SERVER.format(port=port), ready="ready"):
+        program = _UDP_CLIENT.format(address=address, port=port, seconds=seconds)
+        return float(world.client.run(sys.executable, "-c", program, seconds=seconds + 30))

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-_COLUMN = 4
-"""More panels than this are drawn in two columns."""
+Curve = list[tuple[float, float]]
+"""(share of the requests in percent, what none of them exceeds), rising."""
+CURVE_PERCENTILES = (0, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,12 @@ class Result:
     reference: str | None = None
     reference_value: float | None = None
     ratio: float | None = None
+    size: int | None = None
+    """The number of services it was measured with, where that is what a benchmark varies."""
+
+    @property
+    def name(self) -> str:
+        return self.subject if self.size is None else f"{self.subject}, {self.size:,} services"
 
     @classmethod
     def of(cls, case: str, subject: str, samples: Sequence[float], unit: str) -> Result:
@@ -55,8 +62,16 @@ class Result:
 
 def quantile(samples: Sequence[float], part: float) -> float:
     """The smallest sample that at least `part` (0..1) of them do not exceed. Raises IndexError for no samples."""
-    ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, max(0, math.ceil(part * len(ordered)) - 1))]
+    return sorted(samples)[_rank(len(samples), part)]
+
+
+def _rank(count: int, part: float) -> int:
+    return min(count - 1, max(0, math.ceil(part * count) - 1))
+
+
+def curve(ordered: Sequence[float]) -> Curve:
+    """The distribution of samples that are sorted already. Raises IndexError for no samples."""
+    return [(percent, ordered[_rank(len(ordered), percent / 100)]) for percent in CURVE_PERCENTILES]
 
 
 @dataclass(slots=True)
@@ -64,6 +79,10 @@ class Report:
     bench: str
     version: str
     results: list[Result] = field(default_factory=list)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    """Latency in microseconds by subject."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the figures must know besides them: what could not be measured, and why."""
 
     def table(self) -> str:
         rows = [("CASE", "SUBJECT", "MEDIAN", "SPREAD", "ROUNDS", "RATIO")]
@@ -71,9 +90,10 @@ class Report:
             spread = f"{result.spread[0]:g} - {result.spread[1]:g}"
             ratio = "" if result.ratio is None else f"{result.ratio:.3f} of {result.reference}"
             median = f"{result.value:g} {result.unit}"
-            rows.append((result.case, result.subject, median, spread, str(result.rounds), ratio))
+            rows.append((result.case, result.name, median, spread, str(result.rounds), ratio))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join([*(line.rstrip() for line in lines), *(f"Note: {note}" for note in self.notes)])
 
     def write_json(self, path: Path) -> None:
         data = {
@@ -81,64 +101,21 @@ class Report:
             "version": self.version,
             "machine": machine(),
             "results": [asdict(result) for result in self.results],
+            "curves": self.curves,
+            "notes": self.notes,
         }
         path.write_text(json.dumps(data, indent=2) + "\n")
 
     def plot(self, path: Path) -> None:
-        """A panel a case: a bar a subject, with the spread as whiskers. Raises ImportError without matplotlib."""
-        import matplotlib as mpl
+        """All cases as a PNG (plots.py). Raises ImportError without matplotlib."""
+        from . import plots
 
-        mpl.use("Agg")
-        from matplotlib import pyplot
-
-        cases = list(dict.fromkeys((result.case, result.unit) for result in self.results))
-        panels = [_bars(self.results, case) for case in cases]
-        columns = 1 if len(cases) <= _COLUMN else 2
-        rows = math.ceil(len(cases) / columns)
-        height = 0.6 + rows * (0.7 + 0.3 * max(len(bars) for bars in panels))
-        figure, axes = pyplot.subplots(rows, columns, figsize=(9 * columns**0.6, height), squeeze=False)
-        for axis in list(axes.flat)[len(cases) :]:
-            axis.set_visible(False)
-        subjects = list(dict.fromkeys(result.subject for result in self.results))
-        colours = {subject: f"C{index % 10}" for index, subject in enumerate(subjects)}
-        for (case, unit), axis, bars in zip(cases, axes.flat, panels, strict=False):
-            values = [bar.value for bar in bars]
-            spread = [[max(0.0, v - bar.spread[0]) for v, bar in zip(values, bars, strict=True)]]
-            spread += [[max(0.0, bar.spread[1] - v) for v, bar in zip(values, bars, strict=True)]]
-            drawn = axis.barh(
-                [bar.subject for bar in bars],
-                values,
-                xerr=spread,
-                color=[colours[bar.subject] for bar in bars],
-                ecolor="#222222",
-                capsize=2.5,
-                height=0.7,
-            )
-            axis.bar_label(drawn, [_label(bar) for bar in bars], padding=6, fontsize=8)
-            axis.set_xlim(0, 1.5 * max((bar.spread[1] for bar in bars), default=1) or 1)
-            axis.invert_yaxis()
-            axis.set_title(f"{case} ({unit})", fontsize=9, loc="left")
-            axis.tick_params(labelsize=8)
-            axis.grid(axis="x", alpha=0.3)
-            axis.set_axisbelow(True)
-        figure.suptitle(f"kernelet bench {self.bench}", fontsize=11)
-        figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / height))
-        figure.savefig(path, dpi=120)
-        pyplot.close(figure)
+        plots.draw(self, path)
 
 
-def _bars(results: Sequence[Result], case: tuple[str, str]) -> list[Result]:
-    """One result a subject, the first where there are several references."""
-    found: dict[str, Result] = {}
-    for result in results:
-        if (result.case, result.unit) == case:
-            found.setdefault(result.subject, result)
-    return list(found.values())
-
-
-def _label(result: Result) -> str:
-    value = f"{result.value:,.0f}" if result.value >= 1000 else f"{result.value:.3g}"
-    return value if result.ratio is None else f"{value}  ({result.ratio:.2f} of {result.reference})"
+def minutes(seconds: float) -> str:
+    """A duration to be announced."""
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def machine() -> dict[str, object]:

@@ -11,55 +11,57 @@ import random
 import sys
 import time
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from ..proxy import EngineError, create_engine
 from ..routes import Backend, BackendFlag, Delta, Protocol, RouteTable, ServicePort, ServiceRoute
-from .topology import CONFIG, HTTP_PORT, SERVICE_PORT
+from .topology import HTTP_PORT, SERVICE_PORT, engine_config
 
 ENDPOINTS = 10
-PROBED = "10.96.0.10"
-"""The service address whose backends exist: clients measure with it."""
-_PROBED_NAME = "bench/probed"
-_SERVICES = int(ip_address("10.97.0.0"))
-_PODS = int(ip_address("10.244.16.0"))
+FIRST_SERVICE = ip_address("10.97.0.0")
+"""Service addresses go on from here without a gap."""
+PODS = ip_network("10.244.128.0/17")
+"""What backends have for addresses, from the first on."""
+_PODS, _FIRST_POD = PODS.num_addresses, int(PODS[0])
+CHANGED_PORTS = range(HTTP_PORT + 20, HTTP_PORT + 30)
+PORTS = range(HTTP_PORT, CHANGED_PORTS.stop)
+"""What backends have for ports."""
 
 
-def services(count: int, probed: list[str]) -> list[ServiceRoute]:
-    """`count` services of `ENDPOINTS` endpoints each; the last one's backends are `probed`."""
+def services(count: int) -> list[ServiceRoute]:
+    """`count` services of `ENDPOINTS` endpoints each, all different. Up to 65,536 services."""
     made = []
-    for number in range(count - 1):
+    first = int(FIRST_SERVICE)
+    for number in range(count):
         backends = tuple(_backend(number * ENDPOINTS + index) for index in range(ENDPOINTS))
-        address = (_SERVICES + number).to_bytes(4, "big")
-        made.append(_service(f"bench/service-{number}", address, backends))
-    real = tuple(Backend(ip_address(address).packed, HTTP_PORT) for address in probed)
-    made.append(_service(_PROBED_NAME, ip_address(PROBED).packed, real))
+        port = ServicePort("http", Protocol.TCP, SERVICE_PORT, 0, backends)
+        made.append(ServiceRoute(f"bench/service-{number}", ((first + number).to_bytes(4, "big"),), (port,)))
     return made
 
 
 def _backend(number: int) -> Backend:
-    """Of a pod somewhere in the cluster; pods repeat after sixty thousand, with another port."""
-    again, pod = divmod(number, 60_000)
-    return Backend((_PODS + pod).to_bytes(4, "big"), HTTP_PORT + again, BackendFlag.READY, f"node-{pod % 100}")
-
-
-def _service(name: str, address: bytes, backends: tuple[Backend, ...]) -> ServiceRoute:
-    return ServiceRoute(name, (address,), (ServicePort("http", Protocol.TCP, SERVICE_PORT, 0, backends),))
+    """Of a pod somewhere in the cluster; an address comes again with another port."""
+    again, pod = divmod(number, _PODS)
+    return Backend((_FIRST_POD + pod).to_bytes(4, "big"), HTTP_PORT + again, BackendFlag.READY, f"node-{pod % 100}")
 
 
 class Agent:
     """An engine, and the table as the agent's feed would hold it."""
 
     def __init__(self, engine_name: str, cgroup: str, pins: str) -> None:
-        config = replace(CONFIG, cgroups=(Path(cgroup),), pins=Path(pins)) if cgroup else CONFIG
+        config = engine_config(Path(cgroup) if cgroup else None, Path(pins))
         self.engine = create_engine(engine_name, config)
         self.table = RouteTable()
 
-    def start(self, count: int, probed: list[str]) -> dict[str, float]:
+    def ready(self) -> dict[str, float]:
+        """Answers once there is an engine to be started."""
+        return {}
+
+    def start(self, count: int) -> dict[str, float]:
         """From a decoded snapshot to a kernel that holds it, in seconds, and the memory before and after in MB."""
         empty = peak_mb()
-        snapshot = Delta("bench", 1, 0, services(count, probed))
+        snapshot = Delta("bench", 1, 0, services(count))
         gc.collect()
         began = time.perf_counter()
         self.engine.start()
@@ -69,23 +71,26 @@ class Agent:
         return {"seconds": seconds, "peak_mb": peak_mb(), "empty_mb": empty}
 
     def change(self, times: int) -> dict[str, list[float]]:
-        """One endpoint replaced in a service picked at random, so many times: seconds each, applied and tidied up."""
-        took = []
-        # The one that clients measure with keeps the backends that exist.
-        names = [name for name in self.table.services if name != _PROBED_NAME]
+        """One endpoint replaced in a service picked at random, so often: seconds to program each, and to tidy up."""
+        took, tidying = [], []
+        names = list(self.table.services)
         for number in range(times):
             delta = self._changed(self.table.services[random.choice(names)], number)
             began = time.perf_counter()
             self.engine.apply(delta)
-            took.append(time.perf_counter() - began)
+            programmed = time.perf_counter()
             self.engine.tidy()
+            took.append(programmed - began)
+            tidying.append(time.perf_counter() - programmed)
             self.table.apply(delta)
-        return {"seconds": took}
+        return {"seconds": took, "tidy_seconds": tidying}
 
     def _changed(self, service: ServiceRoute, number: int) -> Delta:
         port = service.ports[0]
         backends = list(port.backends)
-        backends[number % len(backends)] = replace(backends[number % len(backends)], port=20_000 + number % 30_000)
+        old = backends.pop(number % len(backends))
+        another = random.choice([candidate for candidate in CHANGED_PORTS if candidate != old.port])
+        backends.append(replace(old, port=another))
         changed = replace(service, ports=(replace(port, backends=tuple(backends)),))
         return Delta("bench", self.table.version + 1, self.table.version, [changed])
 

@@ -20,12 +20,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from kernelet.ext import netns
 
@@ -39,12 +38,8 @@ _PINS = Path("/sys/fs/bpf/kernelet")
 GATEWAY = "169.254.1.1"
 BACKENDS = 4
 HTTP_PORT, SERVICE_PORT, BULK_PORT, UDP_PORT = 8080, 80, 5201, 7000
-CONFIG = EngineConfig(
-    node="bench",
-    pod_cidrs=(ip_network("10.244.0.0/24"),),
-    cluster_cidrs=(ip_network("10.244.0.0/16"),),
-    service_cidrs=(ip_network("10.96.0.0/12"),),
-)
+_LOG_END = 1000
+"""Characters of each log that an error quotes."""
 _STOP_SECONDS = 5.0
 T = TypeVar("T")
 
@@ -64,6 +59,18 @@ def run(*command: str, text: str = "", seconds: float = 60.0) -> str:
     if done.returncode:
         raise BenchError(f"{' '.join(command)} exited {done.returncode}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
+
+
+def engine_config(cgroup: Path | None, pins: Path) -> EngineConfig:
+    """For an engine on a world's node, that serves the sockets of `cgroup` if it works by cgroup."""
+    return EngineConfig(
+        node="bench",
+        pod_cidrs=(ip_network("10.244.0.0/24"),),
+        cluster_cidrs=(ip_network("10.244.0.0/16"),),
+        service_cidrs=(ip_network("10.96.0.0/12"),),
+        cgroups=() if cgroup is None else (cgroup,),
+        pins=pins,
+    )
 
 
 class Namespace:
@@ -118,13 +125,40 @@ class Namespace:
         self._stack.callback(stop, process)
         return process
 
+    @contextlib.contextmanager
+    def serving(self, *command: str, ready: str) -> Iterator[None]:
+        """A process that serves while the context lasts, which begins once it has printed a line with `ready`.
+
+        It must print little more. Raises BenchError where it ends before.
+        """
+        process = subprocess.Popen(
+            self.command(*command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if ready in line:
+                    break
+            else:
+                raise BenchError(f"{command[0]} has ended rather than serve: {''.join(said).strip()}")
+            yield
+        finally:
+            stop(process)
+            process.stdout.close()
+
 
 def _remove_folder(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.rmdir()
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
     """SIGTERM, and SIGKILL where that is not enough."""
     process.terminate()
     try:
@@ -135,12 +169,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class World:
-    """A node with a client pod and backend pods that serve HTTP. Use as a context manager: leaving it removes all."""
+    """A node with a client pod and backend pods that serve HTTP. Use as a context manager: leaving it removes all.
 
-    def __init__(self, subject: str, nginx: Path, folder: Path) -> None:
+    With `cgroup` the client is in a cgroup of its own, for proxies that work by cgroup. Backends serve on `ports`.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        nginx: Path,
+        folder: Path,
+        *,
+        cgroup: bool = False,
+        ports: Sequence[int] = (HTTP_PORT,),
+    ) -> None:
         self.subject = subject
         self.folder = folder / subject
-        self._nginx = nginx
+        self._nginx, self._cgroup, self._ports = nginx, cgroup, ports
         self._stack = ExitStack()
         self.client_addresses = [f"10.244.0.{10 + index}" for index in range(BACKENDS)]
         self.backend_addresses = [f"10.244.0.{100 + index}" for index in range(BACKENDS)]
@@ -149,13 +194,27 @@ class World:
     @property
     def config(self) -> EngineConfig:
         """For an engine on this world's node."""
-        if self.client.cgroup is None:
-            return CONFIG
-        return replace(CONFIG, cgroups=(self.client.cgroup,), pins=_PINS / self.client.name)
+        return engine_config(self.client.cgroup, self.pins)
+
+    @property
+    def pins(self) -> Path:
+        """Where an engine on this world's node pins what outlives it."""
+        return _PINS / self.client.name
+
+    def logs(self) -> str:
+        """The ends of what this world's processes have logged, for an error message."""
+        ends = [
+            f"{path.relative_to(self.folder)}: {text[-_LOG_END:]}"
+            for path in sorted(self.folder.rglob("*log"))
+            if path.is_file() and (text := path.read_text(errors="replace").strip())
+        ]
+        return "\n".join(ends) or "nothing in its logs"
 
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir()
+            # The next round makes a world of the same subject again.
+            self._stack.callback(shutil.rmtree, self.folder)
             self._build()
         except BaseException:
             self._stack.close()
@@ -174,7 +233,7 @@ class World:
         self.node.sysctl("net.ipv4.ip_forward", "1")
         self.client = Namespace(self._stack, "client")
         self._join(self.client, "client", self.client_addresses)
-        if self.subject.startswith("ebpf"):
+        if self._cgroup:
             self.client.join_cgroup(_CGROUPS / self.client.name)
         for source, backend, service in zip(
             self.client_addresses, self.backend_addresses, self.service_addresses, strict=True
@@ -204,7 +263,8 @@ class World:
     def _serve(self, pod: Namespace, index: int) -> None:
         folder = self.folder / f"web{index}"
         folder.mkdir()
-        (folder / "nginx.conf").write_text(_NGINX)
+        listen = "\n".join(f"    listen {port} backlog=4096;" for port in self._ports)
+        (folder / "nginx.conf").write_text(_NGINX.format(listen=listen))
         pod.start(str(self._nginx), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr", log=folder / "log")
 
     def service(self) -> ServiceRoute:
@@ -225,7 +285,7 @@ class World:
         return Delta("bench", 1, 0, [self.service()])
 
 
-_NGINX = f"""daemon off;
+_NGINX = """daemon off;
 master_process off;
 pid nginx.pid;
 error_log stderr crit;
@@ -240,7 +300,7 @@ http {{
   uwsgi_temp_path uwsgi;
   scgi_temp_path scgi;
   server {{
-    listen {HTTP_PORT} backlog=4096;
+{listen}
     location / {{ return 200 "ok\\n"; }}
   }}
 }}
@@ -264,7 +324,8 @@ def find_nginx(folder: Path) -> Path:
 
 def _remove_left_over() -> None:
     """Removes what benchmarks have left behind that were killed and could not."""
-    for found in (*_RUN_NETNS.glob(f"{PREFIX}*"), *_CGROUPS.glob(f"{PREFIX}*"), *_PINS.glob(f"{PREFIX}*")):
+    places = (_RUN_NETNS, _CGROUPS, _PINS, Path(tempfile.gettempdir()))
+    for found in [path for place in places for path in place.glob(f"{PREFIX}*")]:
         owner = re.match(rf"{PREFIX}([0-9]+)-", found.name)
         if owner is None or Path("/proc", owner[1]).exists():
             continue
@@ -273,10 +334,10 @@ def _remove_left_over() -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             run("ip", "netns", "del", found.name)
-        elif found.parent == _PINS:
-            shutil.rmtree(found)
-        else:
+        elif found.parent == _CGROUPS:
             found.rmdir()
+        else:
+            shutil.rmtree(found)
 
 
 @contextlib.contextmanager
@@ -285,5 +346,5 @@ def workshop() -> Iterator[Path]:
     if os.geteuid() != 0:
         raise BenchError("benchmarks make network namespaces and need root: use sudo")
     _remove_left_over()
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
         yield Path(folder)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kernelet.dataplane.bench.load import wrk
+from kernelet.dataplane.bench.load import CONNECTIONS, constant_rate, wrk
 from kernelet.dataplane.bench.subjects import BY_NAME, wait_ready
 from kernelet.dataplane.bench.topology import PREFIX, BenchError, World, find_nginx, workshop
+from kernelet.dataplane.bench.tracking import forget, tracking
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make network namespaces")
 _BENCH = "from kernelet.agents.bench.command import command; command()"
@@ -31,9 +32,9 @@ def left_over(pid: int) -> list[str]:
 def test_requests_reach_all_backends_from_all_client_addresses(name: str) -> None:
     subject = BY_NAME[name]
     with workshop() as folder, World(name, find_nginx(folder), folder) as world:
-        subject.proxy().start(world)
+        subject.proxy.start(world)
         wait_ready(subject, world)
-        assert wrk(subject, world, 1, close=True).requests_per_second > 0
+        assert wrk(subject, world, 1, close=True) > 0
         seen = world.node.run("ip", "neigh").splitlines()
         reached = {
             address for address in world.backend_addresses if any(line.startswith(f"{address} ") for line in seen)
@@ -53,25 +54,63 @@ def test_a_failing_backend_ends_the_benchmark_rather_than_spoiling_its_figures()
     assert not left_over(os.getpid())
 
 
-def test_scale_reports_every_case_and_the_routes_are_programmed(tmp_path: Path) -> None:
+def test_latencies_are_those_of_every_request_at_the_rate_that_was_asked_for() -> None:
+    subject = BY_NAME["bare"]
+    with workshop() as folder, World("bare", find_nginx(folder), folder) as world:
+        wait_ready(subject, world)
+        seen = constant_rate(subject, world, 1, rate=10 * CONNECTIONS)
+        assert 5 * CONNECTIONS < len(seen.sorted_us) <= 11 * CONNECTIONS
+        assert seen.sorted_us == sorted(seen.sorted_us) and seen.sorted_us[0] > 0
+
+
+def test_a_reference_that_is_not_what_it_is_called_ends_the_benchmark() -> None:
+    with workshop() as folder, World("direct", find_nginx(folder), folder) as world:
+        wait_ready(BY_NAME["bare"], world)
+        with pytest.raises(BenchError, match="of 4 connections the node tracks 0"):
+            wait_ready(BY_NAME["direct"], world)
+        BY_NAME["direct"].proxy.start(world)
+        wait_ready(BY_NAME["direct"], world)
+        with pytest.raises(BenchError, match="of 4 connections the node tracks 4"):
+            wait_ready(BY_NAME["bare"], world)
+
+
+def test_what_a_subject_leaves_in_the_table_of_connections_can_be_forgotten() -> None:
+    subject = BY_NAME["nftables"]
+    with workshop() as folder, World("nftables", find_nginx(folder), folder) as world:
+        subject.proxy.start(world)
+        wait_ready(subject, world)
+        seen = tracking(world)
+        assert seen.entries >= len(subject.targets(world)) and seen.limit > seen.entries and seen.pushed_out == 0
+        forget(world)
+        assert tracking(world).entries == 0
+
+
+def test_scale_reports_every_case_of_several_rounds(tmp_path: Path) -> None:
     file = tmp_path / "scale.json"
-    done = subprocess.run(
-        command("scale", "--quick", "--engines", "nftables", "--sizes", "10,20", "--json", str(file)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    words = ["--engines", "nftables", "--sizes", "10,20", "--rounds", "2", "--json", str(file)]
+    done = subprocess.run(command("scale", "--quick", *words), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(file.read_text())["results"]
-    assert {row["case"] for row in results if row["subject"] == "nftables, 20 services"} == {
-        "cold start to programmed",
-        "restart, kernel programmed already",
-        "one endpoint changed, p50",
-        "one endpoint changed, p99",
-        "first connection to a service, p50",
-        "peak memory of the agent",
+    assert {row["case"]: row["rounds"] for row in results if row["size"] == 20} == {
+        "cold start to programmed": 2,
+        "restart, kernel programmed already": 2,
+        "one endpoint changed, p50": 2,
+        "one endpoint changed, p99": 2,
+        "tidying up after a change, p50": 2,
+        "first connection to a service, p50": 8,
+        "peak memory of the agent": 2,
     }
+
+
+def test_an_engine_that_cannot_hold_so_many_services_is_reported_rather_than_failing(tmp_path: Path) -> None:
+    file = tmp_path / "scale.json"
+    words = ["--engines", "userspace", "--sizes", "10,300", "--rounds", "1", "--json", str(file)]
+    limited = ["prlimit", "--nofile=200:200", *command("scale", "--quick", *words)]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(file.read_text())
+    assert {row["size"] for row in written["results"]} == {10, None}
+    assert [note.split(":")[0] for note in written["notes"]] == ["userspace cannot hold 300 services"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
