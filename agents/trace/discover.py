@@ -89,7 +89,7 @@ def places_of(nodes: Iterable[Node], cluster: str, only: str = "", root: Path = 
             places.append(Place(name, path if path.exists() else _OWN_NETNS, networks))
     chosen = [place for place in places if only in ("", place.node)]
     if not chosen:
-        what = f"node {only} is" if only else "none of the cluster's nodes is"
+        what = f"node {only} is not" if only else "none of the cluster's nodes is"
         raise TraceError(f"{what} on this machine; run this on the node's host (and see --cluster)")
     return chosen
 
