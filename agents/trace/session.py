@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import click
@@ -17,6 +18,8 @@ import msgspec
 from lightkube.models.core_v1 import Node, Service
 from lightkube.models.discovery_v1 import EndpointSlice
 
+from kernelet.core.api.errors import ApiError
+from kernelet.core.api.kinds import KINDS
 from kernelet.core.client.client import Client
 from kernelet.core.client.config import ClientConfig
 from kernelet.core.client.informer import Change, Informer
@@ -29,9 +32,11 @@ from .tracer import Record, Tracer
 from .view import Summary, event_json, line
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _TABLE_SECONDS = 5.0
+_ENGINE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +56,23 @@ async def trace(config: ClientConfig, options: Options) -> None:
         service = await client.get(Service, options.service, options.namespace)
         subject_of(service, ())
         places = places_of((await client.list(Node)).items, options.cluster, options.node)
+        places = await asyncio.gather(*(_with_engine(client, place) for place in places))
         async with Followed(client, options) as followed:
             # bcc's objects and the netlink sockets belong to one thread.
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="trace") as thread:
                 await _Session(options, followed, places, thread).run()
+
+
+async def _with_engine(client: Client, place: Place) -> Place:
+    """Knowing whether sockets are redirected there; assumed where the node does not answer."""
+    try:
+        async with asyncio.timeout(_ENGINE_SECONDS):
+            report = await client.raw.get(KINDS.by_model(Node), place.node, subresource="proxy/routes")
+    except (ApiError, TimeoutError) as error:
+        cause = str(error) or "no answer"
+        _log.warning("node %s tells no engine, connections to pods themselves are shown too: %s", place.node, cause)
+        return place
+    return replace(place, redirects=report["engine"] == "ebpf")
 
 
 class Followed:

@@ -51,6 +51,9 @@ class Place:
     """Its network namespace, whose connection tracking knows what became of a service's address."""
     networks: tuple[Network, ...] = field(default=())
     """Addresses of its own and of its pods."""
+    redirects: bool = True
+    """Sockets may be sent straight to backends here, as the ebpf engine does. Else one that is connected to a backend
+    asked for that very address: a probe of the kubelet's, say, which is none of the service's connections."""
 
     def has(self, address: bytes) -> bool:
         return any(ip_address(address) in network for network in self.networks)

@@ -5,7 +5,8 @@ was sent straight to a backend names it; one that holds the service's address wa
 node's connection tracking has the outcome. That entry is looked up by its exact tuple, once a connection, and lives for
 at least ten seconds after the connection ended. It does not outlive a refusal; then the refused packet, where it was
 dropped on this machine, tells the backend. A socket that was opened to a backend's own address, without the
-service, looks like the former: nothing in the packets tells them apart.
+service, looks like one that was sent there: nothing in the packets tells them apart. So it is left out on nodes that
+only translate, and taken for the service's on the others.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Tracer:
             if isinstance(event, Drop):
                 self._note_backend(event)
                 yield DroppedPacket(event, self._node_of_drop(event))
-            else:
+            elif not self._is_direct(event):
                 yield self._connection(event)
 
     def _note_backend(self, drop: Drop) -> None:
@@ -109,6 +110,11 @@ class Tracer:
             self._reached[drop.source] = drop.destination
             if len(self._reached) > _MOST_REMEMBERED:
                 del self._reached[next(iter(self._reached))]
+
+    def _is_direct(self, attempt: Attempt) -> bool:
+        """Opened to a backend's own address, by a client of a node that redirects no sockets."""
+        place = self._place_of(attempt.source.address)
+        return place is not None and not place.redirects and attempt.destination in self._backends
 
     def _connection(self, attempt: Attempt) -> Connection:
         node = self._node_of(attempt.source.address)
@@ -130,7 +136,11 @@ class Tracer:
         )
 
     def _node_of(self, address: bytes) -> str:
-        return next((place.node for place in self._places if place.has(address)), "")
+        place = self._place_of(address)
+        return place.node if place else ""
+
+    def _place_of(self, address: bytes) -> Place | None:
+        return next((place for place in self._places if place.has(address)), None)
 
     def _node_of_drop(self, drop: Drop) -> str:
         ends = (drop.source.address, drop.destination.address)

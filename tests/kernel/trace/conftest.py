@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -60,15 +60,21 @@ class Watcher:
         return (record.drop if isinstance(record, DroppedPacket) else record).netns in self._inodes
 
 
-@pytest.fixture
-def watcher(topology: Topology) -> Iterator[Watcher]:
+@contextmanager
+def watching(topology: Topology, *, redirects: bool) -> Iterator[Watcher]:
     networks = (ip_network(NODE_ADDRESS), *CONFIG.pod_cidrs)
-    place = Place("here", Path("/run/netns", topology.node.name), networks)
+    place = Place("here", Path("/run/netns", topology.node.name), networks, redirects)
     with ExitStack() as stack:
         collector = stack.enter_context(Collector())
         pods = (topology.client, topology.web1, topology.web2, topology.far)
         namespaces = (topology.node, *(pod.namespace for pod in pods))
         yield Watcher(stack.enter_context(Tracer(collector, [place])), namespaces)
+
+
+@pytest.fixture
+def watcher(topology: Topology) -> Iterator[Watcher]:
+    with watching(topology, redirects=True) as made:
+        yield made
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ def test_the_command_prints_events_as_they_come_and_ends_with_a_summary(
         [sys.executable, "-c", COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as tracer:
         assert tracer.stdout and tracer.stderr
+        # This node has no kubelet, which is told first.
+        assert "tells no engine" in tracer.stderr.readline()
         assert tracer.stderr.readline().startswith(f"tracing service {namespace}/web (1 backends)")
         topology.client.ask(vip)
         event = json.loads(tracer.stdout.readline())

@@ -16,7 +16,7 @@ from kernelet.dataplane.routes import Protocol
 
 from ..ebpf.conftest import Node
 from ..proxy.topology import Feed, Pod, Topology, service
-from .conftest import Watcher, endpoint
+from .conftest import Watcher, endpoint, watching
 
 VIP, VIP6 = "10.96.0.1", "fd00:96::1"
 NFTABLES_DROP = """
@@ -150,6 +150,19 @@ def test_other_traffic_is_not_shown(topology: Topology, nftables: NftablesEngine
     topology.client.ask(VIP)
     [one] = connections(watcher.until(connections))
     assert one.service == endpoint(VIP, 80)
+
+
+def test_where_sockets_are_not_redirected_a_connection_to_a_pod_itself_is_not_the_services(
+    topology: Topology, nftables: NftablesEngine, feed: Feed
+) -> None:
+    route = service("web", VIP, topology.web1.backend())
+    nftables.apply(feed.change(route))
+    with watching(topology, redirects=False) as watcher:
+        watcher.follow(route)
+        topology.client.ask(topology.web1.address, 8080)
+        topology.client.ask(VIP)
+        [one] = connections(watcher.until(connections))
+    assert (one.service, one.backend) == (endpoint(VIP, 80), endpoint(topology.web1.address, 8080))
 
 
 def test_backends_that_come_and_go_are_followed(node: Node, engine: EbpfEngine, feed: Feed, watcher: Watcher) -> None:
