@@ -18,8 +18,6 @@ from .errors import TraceError
 from .subject import Endpoint
 
 MOST_ENDPOINTS = 65536
-_REASON_ENUM = "skb_drop_reason"
-_REASON_PREFIX = "SKB_DROP_REASON_"
 _MAPPED = bytes(10) + b"\xff\xff"
 _SOURCE_VARIABLE = "BCC_KERNEL_SOURCE"
 
@@ -102,7 +100,7 @@ class Collector:
         for name in program.TRACEPOINTS:
             if not types.has(f"btf_trace_{name}"):
                 raise TraceError(f"this kernel has no tracepoint {name}; tracing needs Linux 5.17 or newer")
-        self._reasons = types.enum(_REASON_ENUM)
+        self._reasons = types.enum(program.REASONS)
         self._ksym = bcc.BPF.ksym
         self._bpf = _load(bcc, types)
         self._watched: frozenset[Endpoint] = frozenset()
@@ -146,7 +144,7 @@ class Collector:
         event = ctypes.cast(data, ctypes.POINTER(_Event)).contents
         source, destination = _unpacked(event.source), _unpacked(event.destination)
         if event.kind == program.DROPPED:
-            reason = self._reasons.get(event.reason, f"{_REASON_PREFIX}{event.reason}")
+            reason = self._reasons.get(event.reason, f"{program.PREFIX}{event.reason}")
             self._events.append(Drop(source, destination, reason, self._function(event.location), event.netns))
             return
         error = ""

@@ -19,6 +19,8 @@ from .btf import Btf
 
 TRACEPOINTS = ("inet_sock_set_state", "kfree_skb")
 ESTABLISHED, FAILED, DROPPED = 1, 2, 3
+REASONS = "skb_drop_reason"
+PREFIX = "SKB_DROP_REASON_"
 OFFSETS = {
     "SK_FAMILY": "sock.__sk_common.skc_family",
     "SK_DPORT": "sock.__sk_common.skc_dport",
@@ -195,7 +197,7 @@ RAW_TRACEPOINT_PROBE(kfree_skb) {
     struct event event = {};
 
     event.reason = ctx->args[2];
-    if (event.reason < FIRST_REASON || !packet_ends(skb, &event))
+    if (event.reason < FIRST_REASON || event.reason == QUEUE_PURGE || !packet_ends(skb, &event))
         return 0;
     if (!watched.lookup(&event.destination) && !watched.lookup(&event.source))
         return 0;
@@ -276,5 +278,8 @@ def write_headers(folder: Path) -> None:
 
 def macros(types: Btf, watched: int) -> list[str]:
     """Compiler flags for this kernel; `watched` is how many addresses there is room for. Raises TraceError."""
-    offsets = {name: types.offset(path) for name, path in OFFSETS.items()}
-    return [f"-D{name}={value}" for name, value in (offsets | {"WATCHED": watched}).items()]
+    values = {name: types.offset(path) for name, path in OFFSETS.items()}
+    # Packets that had arrived: their socket was closed with them unread, as at the end of many connections.
+    purge = next((number for number, name in types.enum(REASONS).items() if name == f"{PREFIX}QUEUE_PURGE"), 0)
+    values |= {"WATCHED": watched, "QUEUE_PURGE": purge}
+    return [f"-D{name}={value}" for name, value in values.items()]

@@ -29,7 +29,7 @@ from .discover import SERVICE_LABEL, places_of, subject_of
 from .errors import TraceError
 from .subject import Place, Subject
 from .tracer import Record, Tracer
-from .view import Summary, event_json, line
+from .view import Summary, event_json, is_telling, line
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -178,7 +178,10 @@ class _Session:
 
     def _print(self, record: Record) -> None:
         self._summary.add(record)
-        click.echo(_json(event_json(record, time.time())) if self._options.as_json else line(record))
+        if self._options.as_json:
+            click.echo(_json(event_json(record, time.time())))
+        elif is_telling(record):
+            click.echo(line(record))
 
     def _table(self, lost: int) -> None:
         """Where something has happened since the last one."""

@@ -139,6 +139,11 @@ def histogram(latencies: Latencies) -> str:
     return columns_of_text(("MICROSECONDS", "COUNT", "CONNECT LATENCY"), rows)
 
 
+def is_telling(record: Record) -> bool:
+    """Worth a line: not a drop without a reason, as the last packets of ordinary connections are."""
+    return not (isinstance(record, DroppedPacket) and record.drop.reason.endswith("_NOT_SPECIFIED"))
+
+
 def line(record: Record) -> str:
     """`10.244.1.5:41234 -> 10.96.0.10:80 -> 10.244.2.7:8080  153 us  node-1`"""
     if isinstance(record, DroppedPacket):

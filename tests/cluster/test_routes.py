@@ -80,7 +80,6 @@ async def test_a_trace_shows_a_pods_connection_and_its_backend(space: Space, add
         event: JSON = {}
         while event.get("client", "").split(":")[0] != address_of(client):
             event = json.loads(await tracer.stdout.readline())
-            print(event)
         tracer.send_signal(signal.SIGINT)
         _, err = await tracer.communicate()
     assert tracer.returncode == 0, err

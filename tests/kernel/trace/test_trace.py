@@ -140,6 +140,18 @@ def test_a_datagram_that_nobody_takes_is_shown_as_a_drop_at_the_backend(
     assert first.node == "here"
 
 
+def test_what_a_closed_socket_had_not_read_is_no_drop(
+    topology: Topology, nftables: NftablesEngine, feed: Feed, watcher: Watcher
+) -> None:
+    route = service("web", VIP, topology.web1.backend())
+    nftables.apply(feed.change(route))
+    watcher.follow(route)
+    for _ in range(40):
+        topology.client.ask(VIP)
+    watcher.until(lambda records: len(connections(records)) >= 40)
+    assert "SKB_DROP_REASON_QUEUE_PURGE" not in {one.drop.reason for one in drops(watcher.records)}
+
+
 def test_other_traffic_is_not_shown(topology: Topology, nftables: NftablesEngine, feed: Feed, watcher: Watcher) -> None:
     web, other = service("web", VIP, topology.web1.backend()), service("other", "10.96.0.2", topology.web2.backend())
     nftables.apply(feed.change(web, other))

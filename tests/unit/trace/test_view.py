@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from kernelet.agents.trace.collect import Drop
 from kernelet.agents.trace.subject import Endpoint
 from kernelet.agents.trace.tracer import Connection, DroppedPacket
-from kernelet.agents.trace.view import Latencies, Summary, event_json, histogram, line
+from kernelet.agents.trace.view import Latencies, Summary, event_json, histogram, is_telling, line
 
 
 def end(address: str, port: int, protocol: int = 6) -> Endpoint:
@@ -85,6 +85,11 @@ def test_a_line_tells_the_way_the_time_and_the_node() -> None:
     assert failed == "10.244.0.2:40000 -> 10.96.0.1:80 -> -  ECONNREFUSED after 20 us  node-1"
     dropped = "10.244.0.2:40000 -> 10.244.0.3:8080  dropped: SKB_DROP_REASON_NETFILTER_DROP in nft_do_chain  node-1"
     assert line(DROP) == dropped
+
+
+def test_a_drop_without_a_reason_is_counted_and_has_no_line() -> None:
+    vague = DroppedPacket(Drop(VIP, CLIENT, "SKB_DROP_REASON_NOT_SPECIFIED", "tcp_v4_rcv", 0), "node-1")
+    assert [is_telling(record) for record in (vague, DROP, connection())] == [False, True, True]
 
 
 def test_ipv6_ends_are_written_with_brackets() -> None:
