@@ -66,14 +66,14 @@ def command(settings: Settings, node: str, service: str, output: str | None, loc
 async def _reports(client: RawClient, node: str) -> list[JSON]:
     """One node's report, or all nodes', where `error` stands for one that does not answer. Raises ApiError."""
     if node:
-        return [await client.get(NODE, node, subresource="proxy/routes")]
+        return [await client.node_document(node, "routes")]
     nodes = [item["metadata"]["name"] for item in (await client.list(NODE)).items]
     return await asyncio.gather(*(_report_or_error(client, name) for name in sorted(nodes)))
 
 
 async def _report_or_error(client: RawClient, node: str) -> JSON:
     try:
-        return await client.get(NODE, node, subresource="proxy/routes")
+        return await client.node_document(node, "routes")
     except (ServiceUnavailable, InternalError) as error:
         return {"node": node, "error": error.message}
 

@@ -19,7 +19,6 @@ from lightkube.models.core_v1 import Node, Service
 from lightkube.models.discovery_v1 import EndpointSlice
 
 from kernelet.core.api.errors import ApiError
-from kernelet.core.api.kinds import KINDS
 from kernelet.core.client.client import Client
 from kernelet.core.client.config import ClientConfig
 from kernelet.core.client.informer import Change, Informer
@@ -67,7 +66,7 @@ async def _with_engine(client: Client, place: Place) -> Place:
     """Knowing whether sockets are redirected there; assumed where the node does not answer."""
     try:
         async with asyncio.timeout(_ENGINE_SECONDS):
-            report = await client.raw.get(KINDS.by_model(Node), place.node, subresource="proxy/routes")
+            report = await client.raw.node_document(place.node, "routes")
     except (ApiError, TimeoutError) as error:
         cause = str(error) or "no answer"
         _log.warning("node %s tells no engine, connections to pods themselves are shown too: %s", place.node, cause)

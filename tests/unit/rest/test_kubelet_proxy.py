@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
-from kernelet.core.api.kinds import KINDS
+from kernelet.core.api.errors import ServiceUnavailable
 from kernelet.core.client.client import Client
 from kernelet.core.security.kubeconfig import load_kubeconfig
 from kernelet.core.security.pki import Pki
@@ -193,7 +193,18 @@ async def test_a_document_of_a_kubelet_is_passed_on(http: aiohttp.ClientSession,
 
 async def test_the_grpc_face_passes_a_kubelets_document_on_too(server: Server, kubelet: Kubelet) -> None:
     async with Client(load_kubeconfig(server.kubeconfig)) as client:
-        assert await client.raw.get(KINDS.by_kind("v1", "Node"), "n1", subresource="proxy/routes") == {"node": "n1"}
+        assert await client.raw.node_document("n1", "routes") == {"node": "n1"}
+
+
+async def test_a_kubelet_that_cannot_be_reached_is_named_before_the_deadline(
+    server: Server, http: aiohttp.ClientSession, kubelet: Kubelet
+) -> None:
+    kind = {"Content-Type": "application/merge-patch+json"}
+    nowhere = {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 1}}}}
+    await http.patch("/api/v1/nodes/n1/status", data=json.dumps(nowhere), headers=kind)
+    async with Client(load_kubeconfig(server.kubeconfig)) as client, asyncio.timeout(client.config.timeout / 2):
+        with pytest.raises(ServiceUnavailable, match="the kubelet of node n1 at "):
+            await client.raw.node_document("n1", "routes")
 
 
 async def test_only_reading_passes_to_a_kubelet(http: aiohttp.ClientSession, kubelet: Kubelet) -> None:
