@@ -22,6 +22,7 @@ from .nodeproxy import SUBPROTOCOL, ContainerTarget, Document, ExecQuery, ExecSe
 CONNECT_SECONDS = 5.0
 HEARTBEAT_SECONDS = 30.0
 READ_SECONDS = 30.0
+SILENT_SECONDS = 5.0
 _DOCUMENT_BYTES = 48 * 1024 * 1024
 _ERROR_BYTES = 64 * 1024
 _BY_CODE: dict[int, type[errors.ApiError]] = {
@@ -61,7 +62,8 @@ class KubeletProxy:
     async def read(self, target: NodeTarget, path: str, query: str = "") -> Document:
         """Raises ServiceUnavailable, also for an answer that does not end, or the kubelet's own error."""
         url = URL.build(scheme="https", host=target.host, port=target.port, path=f"/{path}", query_string=query)
-        timeout = aiohttp.ClientTimeout(total=READ_SECONDS, sock_connect=CONNECT_SECONDS)
+        # A kept connection to a node that lost its power takes the request, and nothing ever comes back.
+        timeout = aiohttp.ClientTimeout(total=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
         try:
             async with self._session().get(
                 url, ssl=self._tls, server_hostname=target.node, timeout=timeout, allow_redirects=False
