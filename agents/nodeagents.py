@@ -124,6 +124,7 @@ class NodeAgents:
         self._recorder = recorder
         self._parts = parts
         self._sinks: list[Sink] = []
+        self._proxy: ProxyAgent | None = None
         self._feed = RouteFeedClient(client, options.connection, options.name, component, self._sinks)
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
@@ -155,7 +156,7 @@ class NodeAgents:
             dns=options.dns,
             max_pods=options.max_pods,
         )
-        kubelet = Kubelet(config, self._client, runtime, self._start_network, self._feed, self._recorder)
+        kubelet = Kubelet(config, self._client, runtime, self._start_network, self._feed, self._recorder, self._routes)
         self._tasks.create_task(kubelet.run(), name="kubelet")
 
     async def _pod_cidr(self) -> str:
@@ -204,7 +205,17 @@ class NodeAgents:
         await proxy.start()
         self._stack.push_async_callback(proxy.close)
         self._sinks.append(proxy)
+        self._proxy = proxy
         self._tasks.create_task(proxy.watch(), name="proxy watch")
+
+    async def _routes(self) -> dict[str, Any]:
+        """For the kubelet's endpoint. Raises RuntimeFailure where this process has no routes to tell of."""
+        if self._proxy is None:
+            raise RuntimeFailure(f"the kubelet of node {self._options.name} runs without a service proxy beside it")
+        try:
+            return await self._proxy.routes()
+        except EngineError as error:
+            raise RuntimeFailure(str(error)) from error
 
     async def _keep_dns(self, address: str) -> None:
         """A DNS server that cannot listen must not take the pods' kubelet with it."""

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from kernelet.agents.routes.report import report
 from kernelet.dataplane.proxy import create_engine
 from kernelet.dataplane.proxy.engine import Engine, EngineConfig, EngineError
 from kernelet.dataplane.repair import keep_repaired
@@ -23,6 +24,8 @@ class ProxyAgent:
 
     def __init__(self, engine_name: str, config: EngineConfig) -> None:
         self._engine: Engine = create_engine(engine_name, config)
+        self._node, self._asked = config.node, engine_name
+        self._table = RouteTable()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._applied = asyncio.Event()
 
@@ -32,8 +35,21 @@ class ProxyAgent:
 
     async def apply(self, delta: Delta, table: RouteTable) -> None:
         """Raises EngineError when the kernel does not hold the delta's version."""
-        await self._call(lambda: self._engine.apply(delta))
+        await self._call(lambda: self._apply(delta))
         self._applied.set()
+
+    def _apply(self, delta: Delta) -> None:
+        self._engine.apply(delta)
+        self._table.apply(delta)
+
+    async def routes(self) -> dict[str, Any]:
+        """The version last applied beside what the kernel holds, as in agents.routes.report. Raises EngineError."""
+        return await self._call(self._report)
+
+    def _report(self) -> dict[str, Any]:
+        """In the engine's thread, so that no version comes between the two."""
+        reason = f"asked for {self._asked}" if self._asked != self._engine.name else ""
+        return report(self._node, self._engine.name, reason, self._table, self._engine.restore())
 
     async def watch(self) -> None:
         """Repairs what others change in the kernel, until cancelled.

@@ -33,7 +33,7 @@ from .objects import ObjectCache
 from .plugins import ContainerState, ContainerStatus, NoRoutes, PodNetwork, RouteWaiter, Runtime, RuntimeFailure
 from .podworker import PodWorker
 from .probing import Prober
-from .server import KubeletServer
+from .server import KubeletServer, RoutesReport
 from .statuswriter import StatusWriter
 from .stopping import remove_pod
 from .volumes import VolumeRoots, Volumes, memory_root
@@ -58,11 +58,13 @@ class Kubelet:
         network: PodNetwork | NetworkFactory,
         route_waiter: RouteWaiter | None = None,
         recorder: Recorder | None = None,
+        routes: RoutesReport | None = None,
         *,
         listener: socket.socket | None = None,
     ) -> None:
         """`network` is started by its owner, or made from the node's pod subnet once that is known.
 
+        `routes` is what the endpoint tells of the node's routes; None: nothing.
         `listener`: a bound socket for the HTTPS endpoint, in place of the configured address and port.
         """
         self._config = config
@@ -72,6 +74,7 @@ class Kubelet:
         self._routes = route_waiter or NoRoutes()
         self._recorder = recorder or _NoEvents()
         self._listener = listener
+        self._report = routes
         self._identity = NodeIdentity(config.cluster, config.node)
         self._workers: dict[str, PodWorker] = {}
         self._finished: set[str] = set()
@@ -111,7 +114,7 @@ class Kubelet:
             await self._adopt(kit, network, group)
             self._pods.subscribe(lambda change: self._pod_changed(change, kit, group))
             if self._config.port or self._listener:
-                server = KubeletServer(self._config, self._runtime, self, self._metrics, self._listener)
+                server = KubeletServer(self._config, self._runtime, self, self._metrics, self._listener, self._report)
                 self.port = (await stack.enter_async_context(server)).port
             group.create_task(self._watch_containers(), name="container events")
             group.create_task(self._relist(), name="container relist")

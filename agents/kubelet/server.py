@@ -1,7 +1,7 @@
-"""The kubelet's HTTPS endpoint: health, pods, logs, exec, metrics.
+"""The kubelet's HTTPS endpoint: health, pods, logs, exec, metrics, and this node's routes.
 
 Every client shows a certificate of the cluster's CA, and only the API server (CN kernelet-apiserver) and administrators
-(O system:masters) are served: others get 403. Paths and parameters are Kubernetes'.
+(O system:masters) are served: others get 403. Paths and parameters are Kubernetes', but for /routes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ ALLOWED_NAME = "kernelet-apiserver"
 ALLOWED_GROUP = "system:masters"
 _SHUTDOWN_SECONDS = 1.0
 
+RoutesReport = Callable[[], Awaitable[dict[str, Any]]]
+"""The node's routes as JSON. Raises RuntimeFailure."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -68,6 +70,7 @@ class KubeletServer:
         directory: PodDirectory,
         metrics: Metrics,
         listener: socket.socket | None = None,
+        routes: RoutesReport | None = None,
     ) -> None:
         """`listener`: an already bound socket, in place of the configured address and port."""
         self._config = config
@@ -75,6 +78,7 @@ class KubeletServer:
         self._directory = directory
         self._metrics = metrics
         self._listener = listener
+        self._report = routes
         self._runner: web.AppRunner | None = None
         self.port = config.port
 
@@ -83,6 +87,7 @@ class KubeletServer:
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/pods", self._pods)
         application.router.add_get("/metrics", self._metrics_text)
+        application.router.add_get("/routes", self._routes)
         application.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
         application.router.add_get("/exec/{namespace}/{pod}/{container}", self._exec)
         return application
@@ -122,6 +127,11 @@ class KubeletServer:
 
     async def _metrics_text(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _routes(self, request: web.Request) -> web.Response:
+        if self._report is None:
+            raise web.HTTPNotFound(text="this kubelet knows nothing of routes")
+        return web.Response(body=msgspec.json.encode(await self._report()), content_type="application/json")
 
     def _found(self, request: web.Request, *, previous: bool = False) -> ContainerStatus:
         """The container a request names. Raises 404 naming what is missing."""

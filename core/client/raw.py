@@ -177,6 +177,15 @@ class RawClient:
         """Assigns a pod to a node. Raises Conflict when it is bound already or `uid` is another pod's."""
         await self._calls.bind(namespace, name, uid, node)
 
+    async def node_document(self, node: str, path: str) -> JSON:
+        """A JSON document of a node's kubelet, such as `routes`. Raises NotFound, ServiceUnavailable naming the node.
+
+        Asked once: a node that is down takes seconds to be found so, and would be asked until the deadline is over.
+        """
+        ref = pb.Ref(version="v1", resource="nodes", name=node, subresource=f"proxy/{path}")
+        answer = await self._transport.call(self._transport.registry.Get, pb.GetRequest(ref=ref), idempotent=False)
+        return codec.decode(answer.json)
+
     async def logs(self, namespace: str, name: str, options: LogOptions) -> AsyncGenerator[bytes, None]:
         """A container's log, in pieces as they come."""
         request = pb.LogsRequest(

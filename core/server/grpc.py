@@ -31,7 +31,7 @@ from ..security.authz import MASTERS, NODE_PREFIX, NODES
 from ..security.pki import Pki, PkiError
 from ..security.users import User
 from .identity import Authenticate, Identifier
-from .locate import locate
+from .locate import locate, locate_node
 from .nodeproxy import NodeProxy
 from .registry import Registry
 from .requests import DeleteOptions, ListOptions, Ref, WatchOptions, WriteOptions
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 MESSAGE_LIMIT = 64 * 1024 * 1024
 UNARY_SECONDS = 60.0
+_PROXY = "proxy/"
+"""Begins the subresource of a node that is a path of its kubelet's endpoint."""
 """The longest a unary call may take, whatever deadline the client sets."""
 BOOTSTRAPPERS = "system:bootstrappers"
 _OPTIONS = (
@@ -134,7 +136,11 @@ class RegistryService(rpc.RegistryServicer):
 
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.Object:
         async with self._answering(context) as user:
-            return pb.Object(json=await self._registry.get(user, _ref(request.ref)))
+            ref = _ref(request.ref)
+            if ref.kind.plural == "nodes" and ref.subresource.startswith(_PROXY):
+                target = await locate_node(self._registry, user, ref.name)
+                return pb.Object(json=(await self._nodes.read(target, ref.subresource.removeprefix(_PROXY))).body)
+            return pb.Object(json=await self._registry.get(user, ref))
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
         async with self._answering(context) as user:

@@ -17,10 +17,13 @@ import msgspec
 from yarl import URL
 
 from ..api import errors
-from .nodeproxy import SUBPROTOCOL, ContainerTarget, ExecQuery, ExecSession, LogQuery
+from .nodeproxy import SUBPROTOCOL, ContainerTarget, Document, ExecQuery, ExecSession, LogQuery, NodeTarget
 
 CONNECT_SECONDS = 5.0
 HEARTBEAT_SECONDS = 30.0
+READ_SECONDS = 30.0
+SILENT_SECONDS = 5.0
+_DOCUMENT_BYTES = 48 * 1024 * 1024
 _ERROR_BYTES = 64 * 1024
 _BY_CODE: dict[int, type[errors.ApiError]] = {
     400: errors.BadRequest,
@@ -55,6 +58,26 @@ class KubeletProxy:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
             self._http = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
         return self._http
+
+    async def read(self, target: NodeTarget, path: str, query: str = "") -> Document:
+        """Raises ServiceUnavailable, also for an answer that does not end, or the kubelet's own error."""
+        url = URL.build(scheme="https", host=target.host, port=target.port, path=f"/{path}", query_string=query)
+        # A kept connection to a node that lost its power takes the request, and nothing ever comes back.
+        timeout = aiohttp.ClientTimeout(total=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+        try:
+            async with self._session().get(
+                url, ssl=self._tls, server_hostname=target.node, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await response.content.read(_ERROR_BYTES), target)
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > _DOCUMENT_BYTES:
+                        raise _unreachable(target, ValueError(f"its answer is over {_DOCUMENT_BYTES} bytes"))
+                return Document(bytes(body), response.content_type)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unreachable(target, error) from error
 
     async def logs(self, target: ContainerTarget, query: LogQuery) -> AsyncGenerator[bytes, None]:
         """Chunks as they arrive. Raises ServiceUnavailable, or the kubelet's own error."""
@@ -127,7 +150,7 @@ def _exec_parameters(query: ExecQuery) -> list[tuple[str, str]]:
     return [("command", part) for part in query.command] + [(name, str(int(value))) for name, value in flags.items()]
 
 
-def _refusal(code: int, body: bytes, target: ContainerTarget) -> errors.ApiError:
+def _refusal(code: int, body: bytes, target: NodeTarget) -> errors.ApiError:
     """The kubelet's error: its Status where it sent one, else its text."""
     try:
         status = msgspec.json.decode(body)
@@ -137,13 +160,20 @@ def _refusal(code: int, body: bytes, target: ContainerTarget) -> errors.ApiError
         return errors.from_status(status)
     text = body.decode(errors="replace").strip() or f"HTTP status {code}"
     kind = _BY_CODE.get(code, errors.InternalError)
-    return kind(f"kubelet of node {target.node}: {text}", name=target.pod, resource="pods")
+    name, resource = _subject(target)
+    return kind(f"kubelet of node {target.node}: {text}", name=name, resource=resource)
 
 
-def _unreachable(target: ContainerTarget, error: BaseException | None) -> errors.ServiceUnavailable:
+def _subject(target: NodeTarget) -> tuple[str, str]:
+    """Name and resource of what could not be reached."""
+    return (target.pod, "pods") if isinstance(target, ContainerTarget) else (target.node, "nodes")
+
+
+def _unreachable(target: NodeTarget, error: BaseException | None) -> errors.ServiceUnavailable:
+    name, resource = _subject(target)
     return errors.ServiceUnavailable(
-        f"the kubelet of node {target.node} at {target.host}:{target.port} cannot be reached: {error}; "
+        f"the kubelet of node {target.node} at {target.host}:{target.port} cannot be reached: {error or 'no answer'}; "
         "check that the node is up",
-        name=target.pod,
-        resource="pods",
+        name=name,
+        resource=resource,
     )

@@ -6,7 +6,7 @@ from ..api import codec
 from ..api.errors import JSON, BadRequest, NotFound, ServiceUnavailable
 from ..api.kinds import KINDS
 from ..security.users import SERVER, User
-from .nodeproxy import ContainerTarget
+from .nodeproxy import ContainerTarget, NodeTarget
 from .registry import Registry
 from .requests import Ref
 
@@ -29,6 +29,16 @@ async def locate(registry: Registry, user: User, ref: Ref, container: str, verb:
         raise BadRequest(f"pod {ref.name} does not have a host assigned: wait until it is scheduled", name=ref.name)
     host, port = await _kubelet(registry, node)
     return ContainerTarget(node, host, port, ref.namespace, ref.name, chosen)
+
+
+async def locate_node(registry: Registry, user: User, name: str) -> NodeTarget:
+    """The kubelet of a node, for whoever may read nodes/proxy.
+
+    Raises Forbidden; NotFound without such a node; ServiceUnavailable where it has no address.
+    """
+    registry.authorizer.check(user, "get", "", "nodes", "", name, "proxy")
+    await registry.get(SERVER, Ref(KINDS.by_kind("v1", "Node"), "", name))
+    return NodeTarget(name, *await _kubelet(registry, name))
 
 
 def choose_container(pod: JSON, wanted: str) -> str:

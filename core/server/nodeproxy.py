@@ -1,4 +1,4 @@
-"""The way from the API server to a kubelet: logs over HTTPS, exec over WebSocket.
+"""The way from the API server to a kubelet: logs and other documents over HTTPS, exec over WebSocket.
 
 Both faces use it: the REST face passes a client's WebSocket frames through unchanged, the gRPC face translates them.
 Frames are those of subprotocol v5.channel.k8s.io (KEP-4006): first byte the channel (0 stdin, 1 stdout, 2 stderr,
@@ -17,15 +17,29 @@ STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 
 
 @dataclass(frozen=True)
-class ContainerTarget:
-    """A container and the kubelet that runs it."""
+class NodeTarget:
+    """A node's kubelet."""
 
     node: str
     host: str
     port: int
+
+
+@dataclass(frozen=True)
+class ContainerTarget(NodeTarget):
+    """A container and the kubelet that runs it."""
+
     namespace: str
     pod: str
     container: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a kubelet answered."""
+
+    body: bytes
+    content_type: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,10 @@ class ExecSession(Protocol):
 
 class NodeProxy(Protocol):
     """Reaches kubelets. Raises ServiceUnavailable naming node and address when one cannot be reached."""
+
+    async def read(self, target: NodeTarget, path: str, query: str = "") -> Document:
+        """GET of a path of the kubelet's endpoint, whole; the kubelet's own errors are raised as ApiError."""
+        ...
 
     def logs(self, target: ContainerTarget, query: LogQuery) -> AsyncGenerator[bytes, None]:
         """Chunks of the container's log; the kubelet's own errors (404, 400) are raised as ApiError."""

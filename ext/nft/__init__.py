@@ -1,4 +1,4 @@
-"""Netfilter's netlink interface: batched nftables elements, dumps, change events, and conntrack deletion.
+"""Netfilter's netlink interface: batched nftables elements, dumps, change events, and conntrack lookup and deletion.
 
 Promises: many elements go to the kernel as one transaction, without a listing and without an `nft` process; a refusal
 names the element; a dump is consistent or repeated. Depends on the kernel alone (CAP_NET_ADMIN in the network namespace
@@ -24,7 +24,7 @@ from ._nft import (
     Socket,
     pad,
 )
-from .conntrack import Flow, delete_flows
+from .conntrack import Flow, delete_flows, find_flow
 
 __all__ = [
     "AF_INET",
@@ -40,5 +40,6 @@ __all__ = [
     "Overrun",
     "Socket",
     "delete_flows",
+    "find_flow",
     "pad",
 ]

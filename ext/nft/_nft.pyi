@@ -112,6 +112,8 @@ class Socket:
 
         `message` is `subsystem << 8 | type`. Repeats a dump that a concurrent change made inconsistent.
         """
+    def get(self, message: int, family: int, payload: bytes) -> bytes:
+        """The one object that a request names, as in `dump`. Raises NetlinkError (ENOENT for a missing one)."""
     def request(self, message: int, flags: int, family: int, payload: bytes) -> None:
         """One request outside a transaction, acknowledged. Raises NetlinkError."""
 

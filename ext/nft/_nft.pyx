@@ -292,6 +292,17 @@ class Socket:
                         raise NetlinkError(number, text or os.strerror(number))
                     return
 
+    def get(self, int message, int family, bytes payload):
+        sequence = self._ask(message, NLM_F_REQUEST, family, payload)
+        while True:
+            for kind, flags, answered, body in self._receive():
+                if answered != sequence:
+                    continue
+                if kind != NLMSG_ERROR:
+                    return body
+                number, text, _ = _error(flags, body)
+                raise NetlinkError(number, text or os.strerror(number))
+
     def _listed(self, table, family, set_name, counters):
         """The set's elements, each once. A hash table that the kernel is resizing lists some twice and others not."""
         payload = _name_attribute(1, table) + _name_attribute(2, set_name)

@@ -1,4 +1,7 @@
-"""Deletion of connection tracking entries by what they were translated to (linux/netfilter/nfnetlink_conntrack.h)."""
+"""Connection tracking entries: where a flow was translated to, and their deletion by that.
+
+See linux/netfilter/nfnetlink_conntrack.h.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ _DELETE = 1 << 8 | 2
 _TUPLE_ORIGINAL, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _STATUS_MASK = 1, 2, 3, 12, 18, 26
 _SEEN_REPLY = 1 << 1
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_NESTED = 0x8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,29 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) & 3)
 
 
+def find_flow(
+    socket: Socket, family: int, protocol: int, source: tuple[bytes, int], destination: tuple[bytes, int]
+) -> Flow | None:
+    """The flow that began with a packet from `source` to `destination`, each an address and a port; one lookup.
+
+    None where nothing of it is tracked. Raises NetlinkError.
+    """
+    kinds = (1, 2) if len(source[0]) == 4 else (3, 4)
+    addresses = _attribute(kinds[0], source[0]) + _attribute(kinds[1], destination[0])
+    ports = _attribute(1, bytes((protocol,))) + b"".join(
+        _attribute(kind, struct.pack(">H", end[1])) for kind, end in ((2, source), (3, destination))
+    )
+    tuple_ = _attribute(_TUPLE_IP | _NESTED, addresses) + _attribute(_TUPLE_PROTOCOL | _NESTED, ports)
+    try:
+        body = socket.get(_GET, family, _attribute(_TUPLE_ORIGINAL | _NESTED, tuple_))
+    except NetlinkError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    values = dict(_attributes(body[4:]))
+    return _flow(values[_TUPLE_ORIGINAL], values[_TUPLE_REPLY], values.get(_STATUS, b""))
+
+
 def delete_flows(socket: Socket, family: int, match: Callable[[Flow], bool], *, only_unanswered: bool = False) -> int:
     """Deletes the tracked flows of a family that `match` accepts; returns how many. Raises NetlinkError.
 
@@ -76,7 +103,7 @@ def delete_flows(socket: Socket, family: int, match: Callable[[Flow], bool], *, 
         original, reply = values.get(_TUPLE_ORIGINAL), values.get(_TUPLE_REPLY)
         if original is None or reply is None or not match(_flow(original, reply, values.get(_STATUS, b""))):
             continue
-        payload = _attribute(_TUPLE_ORIGINAL | 0x8000, original) + _attribute(_ID, values[_ID])
+        payload = _attribute(_TUPLE_ORIGINAL | _NESTED, original) + _attribute(_ID, values[_ID])
         if _ZONE in values:
             payload += _attribute(_ZONE, values[_ZONE])
         try:

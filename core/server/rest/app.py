@@ -131,6 +131,8 @@ class RestApp:
         handlers = _SUBRESOURCES.get(ref.subresource, {}) if ref.subresource else _VERBS
         call.verb = ref.subresource if ref.subresource in _STREAMS else verb
         call.resource = f"{ref.kind.plural}/{ref.subresource}" if ref.subresource else ref.kind.plural
+        if call.resource == "nodes/proxy":
+            return await subresources.node_proxy(call, ref, target.rest)
         handler = handlers.get(verb, subresources.no_method)
         if verb in _WRITES and handler is not subresources.execute:
             return await self.face.finish(handler(call, ref))

@@ -11,7 +11,7 @@ from aiohttp import WSMsgType, web
 from kernelet.core.api import codec
 from kernelet.core.api.errors import ApiError, BadRequest, MethodNotAllowed
 
-from ..locate import locate
+from ..locate import locate, locate_node
 from ..nodeproxy import ERROR, ExecQuery, ExecSession, LogQuery
 from ..requests import Ref
 from .answers import answer, success
@@ -96,6 +96,15 @@ async def execute(call: Call, ref: Ref) -> web.StreamResponse:
         await client.send_bytes(bytes([ERROR]) + codec.encode(error.to_status()))
     await client.close()
     return client
+
+
+async def node_proxy(call: Call, ref: Ref, path: str) -> web.StreamResponse:
+    """GET of a path of a kubelet's endpoint; nothing else passes."""
+    if call.http.method != "GET":
+        return await no_method(call, ref)
+    target = await locate_node(call.face.registry, call.user, ref.name)
+    document = await call.face.nodes.read(target, path, call.http.query_string)
+    return await answer(call.http, document.body, content_type=document.content_type)
 
 
 async def no_method(call: Call, ref: Ref) -> web.StreamResponse:

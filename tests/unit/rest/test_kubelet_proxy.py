@@ -1,4 +1,4 @@
-"""logs and exec through the API server, with the real kubectl in front and a kubelet's HTTPS endpoint behind."""
+"""logs, exec and documents through the API server: the real kubectl in front, a kubelet's HTTPS endpoint behind."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
+from kernelet.core.api.errors import ServiceUnavailable
+from kernelet.core.client.client import Client
+from kernelet.core.security.kubeconfig import load_kubeconfig
 from kernelet.core.security.pki import Pki
 
 from .conftest import Server
@@ -34,7 +37,12 @@ class Kubelet:
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self.logs)
         app.router.add_get("/exec/{namespace}/{pod}/{container}", self.exec)
+        app.router.add_get("/routes", self.routes)
         return app
+
+    async def routes(self, request: web.Request) -> web.Response:
+        self.requests.append(request)
+        return web.json_response({"node": "n1"})
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
@@ -174,3 +182,56 @@ async def test_exec_without_a_websocket_is_told_what_to_use(http: aiohttp.Client
     response = await http.post(f"{PODS}/p/exec?command=true&container=main")
     assert response.status == 400
     assert "use kubectl 1.31 or newer" in (await response.json())["message"]
+
+
+async def test_a_document_of_a_kubelet_is_passed_on(http: aiohttp.ClientSession, kubelet: Kubelet) -> None:
+    response = await http.get("/api/v1/nodes/n1/proxy/routes?a=b")
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert await response.json() == {"node": "n1"}
+    assert dict(kubelet.requests[0].query) == {"a": "b"}
+
+
+async def test_the_grpc_face_passes_a_kubelets_document_on_too(server: Server, kubelet: Kubelet) -> None:
+    async with Client(load_kubeconfig(server.kubeconfig)) as client:
+        assert await client.raw.node_document("n1", "routes") == {"node": "n1"}
+
+
+async def test_a_kubelet_that_cannot_be_reached_is_named_before_the_deadline(
+    server: Server, http: aiohttp.ClientSession, kubelet: Kubelet
+) -> None:
+    kind = {"Content-Type": "application/merge-patch+json"}
+    nowhere = {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 1}}}}
+    await http.patch("/api/v1/nodes/n1/status", data=json.dumps(nowhere), headers=kind)
+    async with Client(load_kubeconfig(server.kubeconfig)) as client, asyncio.timeout(client.config.timeout / 2):
+        with pytest.raises(ServiceUnavailable, match="the kubelet of node n1 at "):
+            await client.raw.node_document("n1", "routes")
+
+
+async def test_only_reading_passes_to_a_kubelet(http: aiohttp.ClientSession, kubelet: Kubelet) -> None:
+    response = await http.post("/api/v1/nodes/n1/proxy/routes", json={})
+    assert response.status == 405
+    assert kubelet.requests == []
+
+
+async def test_what_a_kubelet_lacks_and_a_node_that_is_not_there_are_told_apart(
+    http: aiohttp.ClientSession, kubelet: Kubelet
+) -> None:
+    response = await http.get("/api/v1/nodes/n1/proxy/none")
+    assert response.status == 404
+    assert "kubelet of node n1" in (await response.json())["message"]
+    response = await http.get("/api/v1/nodes/n2/proxy/routes")
+    assert response.status == 404
+    assert (await response.json())["message"] == 'nodes "n2" not found'
+
+
+async def test_nodes_may_not_read_through_each_others_kubelets(server: Server, kubelet: Kubelet) -> None:
+    pair = Pki.load(server.folder / "pki").issue(
+        "n2", "system:node:n2", ["system:nodes"], sans=["n2"], server=False, client=True
+    )
+    context = ssl.create_default_context(cafile=str(server.folder / "pki" / "ca.crt"))
+    context.load_cert_chain(pair.cert_path, pair.key_path)
+    connector = aiohttp.TCPConnector(ssl=context)
+    async with aiohttp.ClientSession(server.url, connector=connector) as session:
+        response = await session.get("/api/v1/nodes/n1/proxy/routes")
+    assert response.status == 403
+    assert kubelet.requests == []
