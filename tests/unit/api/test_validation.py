@@ -42,6 +42,46 @@ def causes(name: str, **planted: Any) -> list[Cause]:
     return validation.validate(kind, obj, None)
 
 
+BALANCED = "may only be used when `type` is 'LoadBalancer'"
+SERVICES: list[tuple[str, str, Any, str, str, str]] = [
+    ("Service", "spec.loadBalancerSourceRanges", ["10.0.0.0/8"], "spec.loadBalancerSourceRanges", "FieldValueForbidden",
+     BALANCED),
+    ("Service", "spec", {"type": "LoadBalancer", "ports": [{"port": 1}], "loadBalancerSourceRanges": [" 10.0.0.1/8 ",
+     "10.0.0.0"]}, "spec.loadBalancerSourceRanges[1]", "FieldValueInvalid",
+     '"10.0.0.0": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)'),
+    ("Service", "spec.allocateLoadBalancerNodePorts", True, "spec.allocateLoadBalancerNodePorts", "FieldValueForbidden",
+     BALANCED),
+    ("Service", "spec.loadBalancerClass", "a/b", "spec.loadBalancerClass", "FieldValueForbidden", BALANCED),
+    ("Service", "spec.externalTrafficPolicy", "Local", "spec.externalTrafficPolicy", "FieldValueInvalid",
+     "may only be set for externally-accessible services"),
+    ("Service", "spec.internalTrafficPolicy", "Near", "spec.internalTrafficPolicy", "FieldValueNotSupported",
+     'supported values: "Cluster", "Local"'),
+    ("Service", "spec.trafficDistribution", "Near", "spec.trafficDistribution", "FieldValueNotSupported",
+     'supported values: "PreferClose", "PreferSameNode", "PreferSameZone"'),
+    ("Service", "spec", {"sessionAffinity": "ClientIP", "ports": [{"port": 1}],
+     "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}}, "spec.sessionAffinityConfig.clientIP.timeoutSeconds", "FieldValueInvalid",
+     "must be greater than 0 and less than 86400"),
+    ("Service", "spec", {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}},
+     "ports": [{"port": 1}]}, "spec.sessionAffinityConfig.clientIP.timeoutSeconds", "FieldValueInvalid", "0"),
+    ("Service", "spec.ipFamilies", ["IPv4", "IPv4"], "spec.ipFamilies[1]", "FieldValueDuplicate", "IPv4"),
+    ("Service", "spec.ipFamilies", ["IPv5"], "spec.ipFamilies[0]", "FieldValueNotSupported", "IPv6"),
+    ("Service", "spec.ipFamilyPolicy", "Both", "spec.ipFamilyPolicy", "FieldValueNotSupported", "RequireDualStack"),
+    ("Service", "spec", {"clusterIPs": ["10.96.0.1", "10.96.0.2"], "clusterIP": "10.96.0.1", "ports": [{"port": 1}]},
+     "spec.clusterIPs", "FieldValueInvalid", "may specify no more than one IP for each IP family"),
+    ("Service", "spec", {"clusterIP": "fd00::1", "ipFamilies": ["IPv4"], "ports": [{"port": 1}]}, "spec.clusterIPs[0]",
+     "FieldValueInvalid", "expected an IPv4 value as indicated by `ipFamilies[0]`"),
+    ("Service", "spec", {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"], "ports": [{"port": 1}]},
+     "spec.ipFamilyPolicy", "FieldValueInvalid", "when multiple ipFamilies are specified"),
+    ("Service", "spec", {"type": "ExternalName", "externalName": "-x"}, "spec.externalName", "FieldValueInvalid", "-x"),
+    ("Service", "spec", {"type": "ExternalName"}, "spec.externalName", "FieldValueRequired", ""),
+    ("Service", "spec", {"type": "ExternalName", "externalName": "a.test", "clusterIP": "10.96.0.1"}, "spec.clusterIP",
+     "FieldValueForbidden", "may not be set when `type` is 'ExternalName'"),
+    ("Service", "spec", {"type": "NodePort", "ports": [{"name": "a", "port": 1, "nodePort": 30001},
+     {"name": "b", "port": 2, "nodePort": 30001}]}, "spec.ports[1].nodePort", "FieldValueDuplicate", "30001"),
+    ("Service", "status", {"loadBalancer": {"ingress": [{"ip": "nowhere"}]}}, "status.loadBalancer.ingress[0].ip",
+     "FieldValueInvalid", "must be a valid IP address"),
+]  # fmt: skip
+
 PLANTED: list[tuple[str, str, Any, str, str, str]] = [
     # kind, path, value, path of the cause, its reason, a part of its message
     ("Pod", f"{W}.image", 4, f"{W}.image", "FieldValueTypeInvalid", "Expected `str`, got `int`"),
@@ -85,6 +125,7 @@ PLANTED: list[tuple[str, str, Any, str, str, str]] = [
     ("Service", "spec.ports[0].nodePort", 30000, "spec.ports[0].nodePort", "FieldValueForbidden",
      "may not be used when `type` is 'ClusterIP'"),
     ("Service", "spec.type", "Magic", "spec.type", "FieldValueNotSupported", "ExternalName"),
+    *SERVICES,
     ("Service", "spec.clusterIP", "10.96.0", "spec.clusterIPs[0]", "FieldValueInvalid", "must be a valid IP address"),
     ("Deployment", "spec.selector", ..., "spec.selector", "FieldValueRequired", "Required value"),
     ("Deployment", "spec.template.metadata.labels", {"app": "db"}, "spec.template.metadata.labels", "FieldValueInvalid",
