@@ -16,13 +16,12 @@ def family_of(address: str) -> str:
     return f"IPv{ipaddress.ip_address(address).version}"
 
 
-def settle(spec: JSON, old: JSON, configured: Sequence[str]) -> list[Cause]:
-    """Writes ipFamilies and ipFamilyPolicy into a valid spec; `old` is the one it replaces, empty for a new service.
+def settle(spec: JSON, configured: Sequence[str]) -> list[Cause]:
+    """Writes ipFamilies and ipFamilyPolicy into a valid spec.
 
     `configured` are the cluster's families, the default one first. What is wrong is returned, as Kubernetes words it.
     A headless service without a selector may have families that the cluster has not: its endpoints are others' affair.
     """
-    _downgrade(spec, old)
     addresses = [address for address in spec.get("clusterIPs") or () if address != "None"]
     families = list(spec.get("ipFamilies") or ())
     families += [family_of(address) for address in addresses[len(families) :]]
@@ -40,8 +39,8 @@ def settle(spec: JSON, old: JSON, configured: Sequence[str]) -> list[Cause]:
     return [] if free else _problems(families, policy, configured)
 
 
-def _downgrade(spec: JSON, old: JSON) -> None:
-    """An update that only asks for SingleStack gives up the second address."""
+def downgrade(spec: JSON, old: JSON) -> None:
+    """An update that only asks for SingleStack gives up the second address. Runs before validation."""
     if spec.get("ipFamilyPolicy") == SINGLE and old.get("ipFamilyPolicy") in (PREFER, REQUIRE):
         for field in ("clusterIPs", "ipFamilies"):
             if spec.get(field) and spec[field] == old.get(field):

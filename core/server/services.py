@@ -10,7 +10,7 @@ from ..api.errors import JSON, Cause, InternalError, invalid
 from ..api.jsontools import child, children
 from ..api.validation_service import is_external, needs_health_check
 from .allocators import AddressPool, Allocator, Claims, Exhausted, Pool, Taken, key_of
-from .families import settle
+from .families import downgrade, settle
 
 SLOW_SECONDS = 30.0
 """Below the age at which reconcile takes a claim without a service for leaked."""
@@ -66,7 +66,7 @@ class Services:
         claims = Claims(metadata.get("uid", ""), f"{metadata.get('namespace')}/{metadata.get('name')}", dry_run=dry_run)
         held = allocation_keys(old) if old is not None else set()
         try:
-            causes = await self._reserve_addresses(spec, (old or {}).get("spec") or {}, held, claims)
+            causes = await self._reserve_addresses(spec, held, claims)
             causes += await self._reserve_ports(spec, held, claims)
             if not causes:
                 causes = await self._reserve_health_port(spec, held, claims)
@@ -95,14 +95,14 @@ class Services:
         for key in gone:
             await self._allocator.release(key, old["metadata"].get("uid", ""))
 
-    async def _reserve_addresses(self, spec: JSON, old: JSON, held: set[str], claims: Claims) -> list[Cause]:
+    async def _reserve_addresses(self, spec: JSON, held: set[str], claims: Claims) -> list[Cause]:
         if spec.get("type") == _EXTERNAL:
             return []
         if spec.get("clusterIP") and not spec.get("clusterIPs"):
             spec["clusterIPs"] = [spec["clusterIP"]]
         if "None" in (spec.get("clusterIPs") or ()):
             spec["clusterIP"] = "None"
-        causes = settle(spec, old, tuple(self._addresses))
+        causes = settle(spec, tuple(self._addresses))
         if causes or spec.get("clusterIP") == "None":
             return causes
         asked, given = spec.get("clusterIPs") or [], []
@@ -209,6 +209,7 @@ def _carry_addresses(spec: JSON, old: JSON) -> None:
         for field in ("ipFamilies", "ipFamilyPolicy"):
             if not spec.get(field) and old.get(field):
                 spec[field] = old[field]
+        downgrade(spec, old)
     if external and spec.get("clusterIP") == old.get("clusterIP"):
         for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
             spec.pop(field, None)
