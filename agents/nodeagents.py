@@ -18,6 +18,7 @@ from typing import Any
 from lightkube.models.core_v1 import Node
 
 from kernelet.agents.dns.agent import DnsAgent
+from kernelet.agents.healthcheck import HealthChecks
 from kernelet.agents.kubelet.containers import NodeIdentity, cgroup_parent
 from kernelet.agents.kubelet.docker import DockerConfig, DockerRuntime
 from kernelet.agents.kubelet.kit import KubeletConfig
@@ -203,8 +204,10 @@ class NodeAgents:
         proxy = ProxyAgent(options.engine, config)
         await proxy.start()
         self._stack.push_async_callback(proxy.close)
-        self._sinks.append(proxy)
+        checks = HealthChecks(options.name, self._recorder)
+        self._sinks += [proxy, checks]
         self._tasks.create_task(proxy.watch(), name="proxy watch")
+        self._tasks.create_task(checks.run(), name="health checks")
 
     async def _keep_dns(self, address: str) -> None:
         """A DNS server that cannot listen must not take the pods' kubelet with it."""
