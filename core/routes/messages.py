@@ -47,7 +47,8 @@ class _Listed:
     endpoint: Endpoint
     flags: int
     zones: Zones
-    weights: Mapping[str, int]
+    addresses: list[tuple[bytes, int]]
+    """Those of the slice's family, and the weight of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,16 @@ def _numbered(values: Iterable[K]) -> dict[K, int]:
 
 
 def _listed(key: str, entry: EndpointSlice, flags: Callable[[Endpoint], int]) -> Iterable[_Listed]:
-    weights = _weights(key, entry)
+    size, weights = _FAMILIES.get(entry.addressType), _weights(key, entry)
     for endpoint in entry.endpoints or []:
         if found := flags(endpoint):
-            yield _Listed(entry, endpoint, found, _zones(endpoint), weights)
+            addresses = [
+                (address, weights.get(text, 1))
+                for text in endpoint.addresses or []
+                for address in _packed(key, (text,))
+                if len(address) == size
+            ]
+            yield _Listed(entry, endpoint, found, _zones(endpoint), addresses)
 
 
 def _zones(endpoint: Endpoint) -> Zones:
@@ -129,20 +136,15 @@ def _weights(key: str, entry: EndpointSlice) -> Mapping[str, int]:
 def _compile_port(key: str, port: ModelPort, listed: Iterable[_Listed], numbers: _Numbers) -> pb.ServicePort:
     rows: dict[int, dict[tuple[bytes, int], tuple[int, bytes]]] = {4: {}, 16: {}}
     for found in listed:
-        size = _FAMILIES.get(found.slice.addressType)
         target = _target_port(found.slice, port)
-        if size is None or target is None:
+        if target is None:
             continue
         node, zones = numbers.nodes.get(found.endpoint.nodeName or "", 0), numbers.zones.get(found.zones, 0)
-        for text in found.endpoint.addresses or []:
-            for address in _packed(key, [text]):
-                if len(address) != size:
-                    continue
-                tail = _AFTER_ADDRESS.pack(target, found.flags, node, found.weights.get(text, 1), zones)
-                # One that moves from slice to slice is in both for a moment: once is enough, ready if either says so.
-                row = (found.flags & pb.BACKEND_READY, address + tail)
-                where = rows[size]
-                where[address, target] = max(row, where.get((address, target), row))
+        for address, weight in found.addresses:
+            packed = address + _AFTER_ADDRESS.pack(target, found.flags, node, weight, zones)
+            # One that moves from slice to slice is in both for a moment: once is enough, ready if either says so.
+            row, where = (found.flags & pb.BACKEND_READY, packed), rows[len(address)]
+            where[address, target] = max(row, where.get((address, target), row))
     return pb.ServicePort(
         name=port.name or "",
         protocol=_PROTOCOLS.get(port.protocol or "TCP", pb.PROTOCOL_UNSPECIFIED),
