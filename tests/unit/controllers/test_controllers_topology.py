@@ -109,7 +109,7 @@ def test_a_port_of_an_init_container_counts_where_it_goes_on_running(
 
 
 def test_weights_are_those_of_the_slices_endpoints_other_than_one_and_wrong_ones_are_one() -> None:
-    given = {1: "255", 2: "0", 3: "256", 4: "heavy", 5: "1", 6: "-3", 7: "², "}
+    given = {1: "255", 2: "0", 3: "256", 4: "heavy", 5: "1", 6: "-3", 7: "\u0663"}
     pods = [pod(number, annotations={"kernelet.dev/weight": text}) for number, text in given.items()]
     found = weights([*pods, pod(8)])
     assert found == {"10.244.1.1": 255, "fd00::1": 255}
