@@ -30,7 +30,7 @@ class Shop:
         return json.loads(await self.kubectl("get", "-o", "json", *words))
 
     async def apply(self, *objects: dict[str, Any]) -> None:
-        await self.kubectl("apply", "-f", "-", stdin="\n---\n".join(map(json.dumps, objects)))
+        await self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
     async def slices(self, service: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (
@@ -180,11 +180,11 @@ async def test_weights_are_shown_by_the_slices(shop: Shop) -> None:
     await shop.kubectl("annotate", "pod", "web-1", "kernelet.dev/weight=3")
 
     async def shown() -> Any:
-        return [entry["metadata"].get("annotations") for entry in await shop.slices("web")]
+        return [entry["metadata"].get("annotations", {}) for entry in await shop.slices("web")]
 
     await until(shown, [{"kernelet.dev/weights": json.dumps({shop.address["web-1"]: 3})}])
     await shop.kubectl("annotate", "--overwrite", "pod", "web-1", "kernelet.dev/weight=heavy")
-    await until(shown, [None])
+    await until(shown, [{}])
     await until(lambda: reasons(shop, "web-1"), True)
 
 

@@ -70,6 +70,12 @@ async def test_automatic_hints_wait_for_every_node_to_have_a_zone(
         assert not any(zones(endpoint) for endpoint in endpoints(world, space, "web"))
         await put_in_zone(world, kubelet.name, f"zone-{number}")
     await world.until(lambda: all(zones(endpoint) for endpoint in endpoints(world, space, "web")))
+    # A third zone is one more than there are endpoints, though none of them is there.
+    far = to_model(Node, {"metadata": {"name": f"far-{space}", "labels": {ZONE: "far"}}})
+    await world.client.create(far)
+    await world.until(lambda: not any(zones(endpoint) for endpoint in endpoints(world, space, "web")))
+    await world.client.delete(Node, name_of(far))
+    await world.until(lambda: all(zones(endpoint) for endpoint in endpoints(world, space, "web")))
     await put_in_zone(world, kubelets[0].name, None)
     await world.until(lambda: not any(zones(endpoint) for endpoint in endpoints(world, space, "web")))
 
