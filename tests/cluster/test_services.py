@@ -38,6 +38,10 @@ class Shop:
         )["items"]
         return found
 
+    async def described(self, service: str) -> str:
+        """kubectl's words with one blank between them: its columns vary."""
+        return " ".join((await self.kubectl("describe", "service", service)).split())
+
     def node(self, name: str) -> str:
         """Its network namespace."""
         return self.space.cluster.node_netns(name)
@@ -63,7 +67,7 @@ async def health(shop: Shop, node: str, port: int) -> tuple[int, int]:
 async def test_every_node_tells_a_load_balancer_whether_it_has_an_endpoint(shop: Shop) -> None:
     await shop.apply(service("web", type="LoadBalancer", externalTrafficPolicy="Local"))
     port = (await shop.json("service", "web"))["spec"]["healthCheckNodePort"]
-    assert f"HealthCheck NodePort:     {port}" in await shop.kubectl("describe", "service", "web")
+    assert f"HealthCheck NodePort: {port}" in await shop.described("web")
 
     async def told() -> dict[str, tuple[int, int]]:
         return {node: await health(shop, node, port) for node in shop.space.cluster.nodes}
@@ -135,7 +139,7 @@ async def test_endpoints_kept_by_hand_are_mirrored_and_routed(shop: Shop) -> Non
     assert mirrored["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == (
         "endpointslicemirroring-controller.k8s.io"
     )
-    assert f"Endpoints:         {shop.address['web-2']}:{PORT}" in await shop.kubectl("describe", "service", "db")
+    assert f"Endpoints: {shop.address['web-2']}:{PORT}" in await shop.described("db")
 
 
 async def test_clients_stay_in_their_zone_while_it_has_endpoints(shop: Shop) -> None:
