@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from .elements import Edits, Elements, Frontend, Held, Place, Plan, Target, Value, hold, slot_key
-from .ruleset import BACKENDS, HAIRPIN, SERVICES, TRAFFIC, Family
+from .elements import Edits, Elements, Frontend, Held, Place, Plan, Target, Value, hold, slot_key, special_elements
+from .ruleset import BACKENDS, HAIRPIN, Family
 from .untracked import BACKEND_PORTS
 
 KernelSlots = dict[tuple[Family, str, bytes], list[bytes | None]]
 """Backends by slot, by (family, name of the map, frontend's key)."""
 _NATIVE: Final = sys.byteorder
 _MOST_SLOTS = 1 << 20
-"""A slot beyond this is not ours: it is deleted, not counted up to."""
+"""A slot beyond this is an id (affinity.py), or not ours: it is not counted up to."""
 
 
 @dataclass(slots=True)
@@ -170,12 +170,15 @@ def all_elements(ledger: Ledger) -> Elements:
     # One place's dictionary is looked up per frontend rather than per element: this is half of a cold start.
     for (kind, key), held in ledger.held.items():
         found.setdefault((kind.family, kind.frontends), {})[key] = held.number
-        if kind.frontends == SERVICES:
-            found.setdefault((kind.family, TRAFFIC), {})[key] = None
+        if kind.traffic:
+            found.setdefault((kind.family, kind.traffic), {})[key] = None
         if held.slots:
             backends = found.setdefault((kind.family, kind.backends), {})
             for slot, data in enumerate(held.slots):
                 backends[slot_key(key, slot)] = data
+        if held.seconds or held.sources:
+            for where, special, value in special_elements((kind, key), held):
+                found.setdefault(where, {})[special] = value
     for where, key, value in ledger.local_elements():
         found.setdefault(where, {})[key] = value
     for family, key in ledger.ports:
