@@ -195,3 +195,65 @@ async def test_weights_are_shown_by_the_slices(shop: Shop) -> None:
 async def reasons(shop: Shop, name: str) -> bool:
     events = await shop.json("events", "--field-selector", f"involvedObject.name={name}")
     return any(event["reason"] == "InvalidWeight" for event in events["items"])
+
+
+async def test_a_client_stays_with_its_pod_while_session_affinity_is_set(shop: Shop) -> None:
+    await shop.apply(service("web", sessionAffinity="ClientIP"))
+    made = await shop.json("service", "web")
+    assert made["spec"]["sessionAffinityConfig"] == {"clientIP": {"timeoutSeconds": 10800}}
+    address = made["spec"]["clusterIP"]
+    await shop.space.routed(set(shop.address.values()), shop.space.cluster.nodes)
+    for node in shop.space.cluster.nodes:
+        assert len(await shop.answering(shop.node(node), address)) == 1
+    await shop.kubectl("patch", "service", "web", "-p", '{"spec": {"sessionAffinity": "None"}}')
+    assert "sessionAffinityConfig" not in (await shop.json("service", "web"))["spec"]
+    for node in shop.space.cluster.nodes:
+        await until(lambda node=node: shop.answering(shop.node(node), address), {"web-1", "web-2"})
+
+
+async def test_a_load_balancers_address_serves_its_source_ranges_alone(shop: Shop) -> None:
+    await shop.space.create(pod("client", node="node-3"))
+    (client,) = await shop.space.pods_ready("app=client", 1)
+    (other,) = [
+        one for one in (await shop.json("pods", "-l", "app=web"))["items"] if one["spec"]["nodeName"] == "node-2"
+    ]
+    ranges = [f"{address_of(client)}/32", "198.51.100.0/24"]
+    await shop.apply(service("web", type="LoadBalancer", loadBalancerSourceRanges=ranges))
+    balancer = "203.0.113.5"
+    status = {"status": {"loadBalancer": {"ingress": [{"ip": balancer}]}}}
+    await shop.kubectl("patch", "service", "web", "--subresource=status", "-p", json.dumps(status))
+    inside, outside = (shop.space.cluster.pod_netns(one["metadata"]["uid"]) for one in (client, other))
+
+    async def met(where: str) -> str:
+        try:
+            return str((await get(where, balancer, seconds=1.0)).status)
+        except OSError as error:
+            return type(error).__name__
+
+    await until(lambda: met(inside), "200")
+    await until(lambda: met(outside), "TimeoutError")
+    await shop.kubectl("patch", "service", "web", "-p", '{"spec": {"loadBalancerSourceRanges": null}}')
+    await until(lambda: met(outside), "200")
+    refusal = await shop.space.cluster.kubectl(
+        "-n",
+        shop.space.name,
+        "patch",
+        "service",
+        "web",
+        "-p",
+        '{"spec": {"loadBalancerSourceRanges": ["x"]}}',
+        ok=False,
+    )
+    assert 'spec.loadBalancerSourceRanges[0]: Invalid value: "x": must be a valid CIDR value' in refusal.err
+
+
+async def test_a_pod_gets_its_weight_of_new_connections(shop: Shop) -> None:
+    await shop.apply(service("web"))
+    await shop.kubectl("annotate", "pod", "web-1", "kernelet.dev/weight=9")
+    address = (await shop.json("service", "web"))["spec"]["clusterIP"]
+
+    async def most() -> bool:
+        answers = [(await get(shop.node("node-3"), address)).body["pod"] for _ in range(80)]
+        return answers.count("web-1") >= 66
+
+    await until(most, True)

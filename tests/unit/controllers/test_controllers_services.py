@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -109,12 +110,13 @@ async def test_weights_of_pods_are_told_by_their_slices_and_wrong_ones_to_their_
 
 async def told(world: World, space: str, reason: str) -> list[Event]:
     """Waits for the first."""
-    while True:
-        found = [event for event in (await world.client.list(Event, space)).items if event.reason == reason]
-        if found:
-            return found
-        async for _ in world.client.watch(Event, space):
-            break
+    async with asyncio.timeout(15):
+        while True:
+            listing = await world.client.list(Event, space)
+            if found := [event for event in listing.items if event.reason == reason]:
+                return found
+            async for _ in world.client.watch(Event, space, resource_version=str(listing.revision)):
+                break
 
 
 def by_hand(space: str, *addresses: str, port: int = 8080, **metadata: Any) -> Endpoints:
