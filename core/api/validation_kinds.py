@@ -15,6 +15,7 @@ from .names import (
     dns_label_problem,
     dns_subdomain_problem,
     ip_problem,
+    label_value_problem,
     port_number_problem,
     qualified_name_problem,
 )  # fmt: skip
@@ -24,7 +25,7 @@ _PROTOCOLS = ("SCTP", "TCP", "UDP")
 _ADDRESS_TYPES = ("FQDN", "IPv4", "IPv6")
 _TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _MAX_DATA = 1024 * 1024
-_MAX_ENDPOINTS, _MAX_PORTS = 1000, 20000
+_MAX_ENDPOINTS, _MAX_PORTS, _MAX_HINTS = 1000, 20000, 8
 
 
 def check_not_local(path: str, address: str) -> Iterator[Cause]:
@@ -78,6 +79,8 @@ def check_endpoint_slice(obj: JSON) -> Iterator[Cause]:
             yield required(path, "must contain at least 1 address")
         for number, address in enumerate(endpoint["addresses"]):
             yield from _check_slice_address(f"{path}[{number}]", kind, address)
+        for field in ("forZones", "forNodes"):
+            yield from _check_hints(f"endpoints[{index}].hints.{field}", child(endpoint, "hints").get(field) or [])
     names: set[str] = set()
     ports = obj.get("ports") or []
     if len(ports) > _MAX_PORTS:
@@ -92,6 +95,19 @@ def check_endpoint_slice(obj: JSON) -> Iterator[Cause]:
             yield not_supported(f"ports[{index}].protocol", port["protocol"], _PROTOCOLS)
         if "port" in port and (wrong := port_number_problem(port["port"])):
             yield invalid_value(f"ports[{index}].port", port["port"], wrong)
+
+
+def _check_hints(path: str, hints: list[JSON]) -> Iterator[Cause]:
+    if len(hints) > _MAX_HINTS:
+        yield Cause(path, f"Too many: {len(hints)}: must have at most {_MAX_HINTS} items", "FieldValueTooMany")
+    names = [hint["name"] for hint in hints]
+    for index, name in enumerate(names):
+        if not name:
+            yield required(f"{path}[{index}].name")
+        elif name in names[:index]:
+            yield duplicate(f"{path}[{index}].name", name)
+        elif wrong := label_value_problem(name):
+            yield invalid_value(f"{path}[{index}].name", name, wrong)
 
 
 def _check_slice_address(path: str, kind: str, address: str) -> Iterator[Cause]:

@@ -28,6 +28,7 @@ KEPT_DELTAS = 2048
 """How far back a node may resume without a snapshot."""
 KEPT_BYTES = 16 << 20
 """Of all kept deltas together."""
+_STANDING = pb.BACKEND_READY | pb.BACKEND_TERMINATING
 
 
 @dataclass(slots=True)
@@ -127,7 +128,7 @@ class Compiler:
         return [name for name in self._nodes if self.is_live(name)]
 
     def ready_services(self, uid: str) -> frozenset[str]:
-        """The services that route new connections to this pod, in the newest version."""
+        """The services that route new connections to this pod, in the newest version, until it is to end."""
         return self._ready_in[uid]
 
     # Outputs
@@ -196,7 +197,11 @@ class Compiler:
             delta.services.append(compiled)
 
     def _index(self, key: str, inputs: _Inputs, compiled: pb.Service | None) -> None:
-        """Notes which nodes and which pods this service depends on."""
+        """Notes which nodes and which pods this service depends on.
+
+        A pod that is ready while it terminates is so by the service's wish (publishNotReadyAddresses) until it is gone:
+        nobody need wait for its withdrawal.
+        """
         endpoints = [e for endpoint_slice in inputs.slices.values() for e in endpoint_slice.endpoints or []]
         self._services_of_node.set(key, {endpoint.nodeName for endpoint in endpoints if endpoint.nodeName})
         ready: set[str] = set()
@@ -204,7 +209,9 @@ class Compiler:
             ready = {
                 endpoint.targetRef.uid
                 for endpoint in endpoints
-                if endpoint.targetRef and endpoint.targetRef.uid and self._flags(endpoint) & pb.BACKEND_READY
+                if endpoint.targetRef
+                and endpoint.targetRef.uid
+                and self._flags(endpoint) & _STANDING == pb.BACKEND_READY
             }
         self._ready_in.set(key, ready)
 
