@@ -108,7 +108,7 @@ async def test_ports_open_move_and_close_with_their_services(node: Node) -> None
     # Another service gets the port in the version that takes it from the first.
     await node.take(service(0, backend(1)), service(second, name="shop/other"))
     assert (await node.ask(second))[1]["service"]["name"] == "other"
-    await node.take(service(first, backend(1), name="shop/other"), service(second))
+    await node.take(service(second), service(first, backend(1), name="shop/other"))
     await eventually(lambda: is_open(first))
     assert [(await node.ask(port))[1]["service"]["name"] for port in (first, second)] == ["other", "web"]
     await node.take(removed=("shop/web",))

@@ -84,9 +84,11 @@ async def test_the_second_family_is_gained_and_given_up_by_the_policy_and_the_fi
 
 
 async def test_one_address_written_in_two_ways_is_one(dual: Api) -> None:
-    await dual.create(service("a", clusterIP="fd00:96::a"))
-    with pytest.raises(Invalid, match="provided IP is already allocated"):
-        await dual.create(service("b", clusterIP="fd00:0096:0::000a"))
+    for first, second in (("fd00:96::a", "fd00:0096:0::000a"), ("fd00:0096:0::000a", "fd00:96::a")):
+        await dual.create(service("a", clusterIP=first))
+        with pytest.raises(Invalid, match="provided IP is already allocated"):
+            await dual.create(service("b", clusterIP=second))
+        await dual.delete("svc", "a")
 
 
 async def test_a_cluster_of_one_family_prefers_in_vain_and_refuses_what_requires_two(api: Api, store: Store) -> None:
