@@ -89,6 +89,7 @@ async def test_one_address_written_in_two_ways_is_one(dual: Api) -> None:
         with pytest.raises(Invalid, match="provided IP is already allocated"):
             await dual.create(service("b", clusterIP=second))
         await dual.delete("svc", "a")
+    await dual.create(service("b", clusterIP="fd00:96::a"))
 
 
 async def test_a_cluster_of_one_family_prefers_in_vain_and_refuses_what_requires_two(api: Api, store: Store) -> None:
