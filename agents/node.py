@@ -24,7 +24,7 @@ _OPTIONS = (
     ),
     click.option("--docker-socket", default="/var/run/docker.sock", show_default=True, help="Where dockerd answers."),
     click.option("--cluster-cidr", default="10.244.0.0/16", show_default=True, help="Pod addresses of all nodes."),
-    click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Addresses of Services."),
+    click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="As the API server's."),
     click.option("--dns-address", default="10.96.0.10", show_default=True, help="The DNS service's address."),
     click.option("--cluster-domain", default="cluster.local", show_default=True, help="The cluster's DNS domain."),
     # The other engines exist, but nodes give them nothing to work with: chosen here, they would seem to run.

@@ -11,13 +11,14 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 from lightkube.models.core_v1 import Node
 
 from kernelet.agents.dns.agent import DnsAgent
+from kernelet.agents.healthcheck import HealthChecks
 from kernelet.agents.kubelet.containers import NodeIdentity, cgroup_parent
 from kernelet.agents.kubelet.docker import DockerConfig, DockerRuntime
 from kernelet.agents.kubelet.kit import KubeletConfig
@@ -57,7 +58,7 @@ class NodeOptions:
     state: Path
     docker_socket: str
     cluster_cidr: IPv4Network
-    service_cidr: IPv4Network
+    service_cidrs: tuple[IPv4Network | IPv6Network, ...]
     dns: DnsConfig
     engine: str = "auto"
     max_pods: int = 110
@@ -77,7 +78,7 @@ class NodeOptions:
                 state=Path(flags["data_dir"]),
                 docker_socket=flags["docker_socket"],
                 cluster_cidr=ipaddress.IPv4Network(flags["cluster_cidr"]),
-                service_cidr=ipaddress.IPv4Network(flags["service_cidr"]),
+                service_cidrs=tuple(ipaddress.ip_network(part.strip()) for part in flags["service_cidr"].split(",")),
                 dns=DnsConfig(flags["dns_address"], flags["cluster_domain"]),
                 engine=flags["engine"],
                 max_pods=flags["max_pods"],
@@ -200,13 +201,15 @@ class NodeAgents:
 
     async def _start_proxy(self, subnet: IPv4Network) -> None:
         options = self._options
-        config = EngineConfig(options.name, (subnet,), (options.cluster_cidr,), (options.service_cidr,))
+        config = EngineConfig(options.name, (subnet,), (options.cluster_cidr,), options.service_cidrs)
         proxy = ProxyAgent(options.engine, config)
         await proxy.start()
         self._stack.push_async_callback(proxy.close)
-        self._sinks.append(proxy)
+        checks = HealthChecks(options.name, self._recorder)
+        self._sinks += [proxy, checks]
         self._proxy = proxy
         self._tasks.create_task(proxy.watch(), name="proxy watch")
+        self._tasks.create_task(checks.run(), name="health checks")
 
     async def _routes(self) -> dict[str, Any]:
         """For the kubelet's endpoint. Raises RuntimeFailure where this process has no routes to tell of."""

@@ -107,5 +107,5 @@ async def _supervise(paths: ClusterPaths, spec: ClusterSpec, ready: Awaitable[No
 
 
 def dns_of(service_cidr: str) -> str:
-    """The tenth address of the service subnet, as Kubernetes' installers choose it."""
-    return str(ipaddress.ip_network(service_cidr)[10])
+    """The tenth address of the first service subnet, as Kubernetes' installers choose it."""
+    return str(ipaddress.ip_network(service_cidr.split(",")[0])[10])

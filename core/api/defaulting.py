@@ -95,7 +95,9 @@ def _service(obj: JSON) -> None:
         default(port, "protocol", "TCP")
         if port.get("targetPort") in (None, 0, "") and "port" in port:
             port["targetPort"] = port["port"]
-    default_map(default_map(obj, "status"), "loadBalancer")
+    for entry in children(default_map(default_map(obj, "status"), "loadBalancer"), "ingress"):
+        if entry.get("ip"):
+            default(entry, "ipMode", "VIP")
     if spec["type"] == "ExternalName":
         return
     spec.setdefault("internalTrafficPolicy", "Cluster")
@@ -103,7 +105,6 @@ def _service(obj: JSON) -> None:
         default(spec, "externalTrafficPolicy", "Cluster")
     if spec["type"] == "LoadBalancer":
         spec.setdefault("allocateLoadBalancerNodePorts", True)
-    spec.setdefault("ipFamilyPolicy", "SingleStack")
 
 
 def _endpoints(obj: JSON) -> None:

@@ -22,6 +22,7 @@ from .models import split_error, to_model
 from .names import check_name, dns_label_problem, name_problem, qualified_name_problem
 from .validation_labels import check_labels
 from .validation_pod import check_pod, check_pod_update
+from .validation_service import check_service, check_service_update
 
 _MAX_ANNOTATIONS = 256 * 1024
 _MISSING = re.compile(r"Object missing required field `(.*)`")
@@ -29,7 +30,7 @@ _TOO_DEEP = 200
 
 _RULES: dict[tuple[str, str], Callable[[JSON], Iterator[Cause]]] = {
     ("", "Pod"): check_pod,
-    ("", "Service"): kinds.check_service,
+    ("", "Service"): check_service,
     ("", "Endpoints"): kinds.check_endpoints,
     ("", "ConfigMap"): kinds.check_config_map,
     ("", "Secret"): kinds.check_secret,
@@ -44,7 +45,7 @@ _RULES: dict[tuple[str, str], Callable[[JSON], Iterator[Cause]]] = {
 }
 _UPDATE_RULES: dict[tuple[str, str], Callable[[JSON, JSON], Iterator[Cause]]] = {
     ("", "Pod"): check_pod_update,
-    ("", "Service"): kinds.check_service_update,
+    ("", "Service"): check_service_update,
     ("", "ConfigMap"): kinds.check_immutable_data,
     ("", "Secret"): kinds.check_secret_update,
     ("", "Node"): kinds.check_node_update,

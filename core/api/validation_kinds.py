@@ -1,4 +1,4 @@
-"""Rules of Service, Endpoints, EndpointSlice, ConfigMap, Secret, Namespace, Node, Event and Lease."""
+"""Rules of Endpoints, EndpointSlice, ConfigMap, Secret, Namespace, Node, Event and Lease."""
 
 from __future__ import annotations
 
@@ -15,114 +15,21 @@ from .names import (
     dns_label_problem,
     dns_subdomain_problem,
     ip_problem,
+    label_value_problem,
     port_number_problem,
     qualified_name_problem,
 )  # fmt: skip
-from .validation_container import check_port_reference
-from .validation_labels import check_labels, quantity
+from .validation_labels import quantity
 
-_SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
 _PROTOCOLS = ("SCTP", "TCP", "UDP")
-_POLICIES = ("Cluster", "Local")
-_AFFINITIES = ("ClientIP", "None")
-_IP_FAMILY_POLICIES = ("SingleStack", "PreferDualStack", "RequireDualStack")
 _ADDRESS_TYPES = ("FQDN", "IPv4", "IPv6")
 _TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-_MAX_AFFINITY_SECONDS = 86400
 _MAX_DATA = 1024 * 1024
-_MAX_ENDPOINTS, _MAX_PORTS = 1000, 20000
+_MAX_ENDPOINTS, _MAX_PORTS, _MAX_HINTS = 1000, 20000, 8
 
 
-def check_service(obj: JSON) -> Iterator[Cause]:
-    spec = obj["spec"]
-    kind = spec["type"]
-    if kind not in _SERVICE_TYPES:
-        yield not_supported("spec.type", kind, _SERVICE_TYPES)
-    headless = spec.get("clusterIP") == "None"
-    ports = spec.get("ports") or []
-    if not ports and kind != "ExternalName" and not headless:
-        yield required("spec.ports")
-    yield from _check_service_ports(ports, kind, headless)
-    yield from check_labels("spec.selector", spec.get("selector"))
-    yield from _check_service_addresses(spec, kind, headless)
-    for field in ("internalTrafficPolicy", "externalTrafficPolicy"):
-        if spec.get(field) is not None and spec[field] not in _POLICIES:
-            yield not_supported(f"spec.{field}", spec[field], _POLICIES)
-    family_policy = spec.get("ipFamilyPolicy")
-    if family_policy is not None and family_policy not in _IP_FAMILY_POLICIES:
-        yield not_supported("spec.ipFamilyPolicy", family_policy, _IP_FAMILY_POLICIES)
-    if spec["sessionAffinity"] not in _AFFINITIES:
-        yield not_supported("spec.sessionAffinity", spec["sessionAffinity"], _AFFINITIES)
-    elif spec["sessionAffinity"] == "ClientIP":
-        seconds = child(child(spec, "sessionAffinityConfig"), "clientIP").get("timeoutSeconds", 0)
-        if not 0 < seconds <= _MAX_AFFINITY_SECONDS:
-            path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
-            yield invalid_value(path, seconds, f"must be greater than 0 and less than {_MAX_AFFINITY_SECONDS}")
-    if kind == "ExternalName":
-        name = (spec.get("externalName") or "").rstrip(".").lower()
-        if not name:
-            yield required("spec.externalName")
-        elif wrong := dns_subdomain_problem(name):
-            yield invalid_value("spec.externalName", spec["externalName"], wrong)
-
-
-def _check_service_ports(ports: list[JSON], kind: str, headless: bool) -> Iterator[Cause]:
-    names: set[str] = set()
-    numbers: set[tuple[str, int]] = set()
-    node_ports: set[tuple[str, int]] = set()
-    for index, port in enumerate(ports):
-        path, name = f"spec.ports[{index}]", port.get("name") or ""
-        if not name and len(ports) > 1:
-            yield required(f"{path}.name")
-        elif name and (wrong := dns_label_problem(name)):
-            yield invalid_value(f"{path}.name", name, wrong)
-        elif name in names:
-            yield duplicate(f"{path}.name", name)
-        names.add(name)
-        if wrong := port_number_problem(port["port"]):
-            yield invalid_value(f"{path}.port", port["port"], wrong)
-        protocol = port["protocol"]
-        if protocol not in _PROTOCOLS:
-            yield not_supported(f"{path}.protocol", protocol, _PROTOCOLS)
-        if not headless or isinstance(port.get("targetPort"), str):
-            yield from check_port_reference(f"{path}.targetPort", port["targetPort"])
-        if (protocol, port["port"]) in numbers:
-            yield duplicate(path, {"port": port["port"], "protocol": protocol})
-        numbers.add((protocol, port["port"]))
-        node_port = port.get("nodePort")
-        if not node_port:
-            continue
-        if kind not in ("NodePort", "LoadBalancer"):
-            yield forbidden(f"{path}.nodePort", f"may not be used when `type` is '{kind}'")
-        if wrong := port_number_problem(node_port):
-            yield invalid_value(f"{path}.nodePort", node_port, wrong)
-        if (protocol, node_port) in node_ports:
-            yield duplicate(f"{path}.nodePort", node_port)
-        node_ports.add((protocol, node_port))
-
-
-def _check_service_addresses(spec: JSON, kind: str, headless: bool) -> Iterator[Cause]:
-    address = spec.get("clusterIP") or ""
-    if kind == "ExternalName" and address:
-        yield forbidden("spec.clusterIP", "may not be set when `type` is 'ExternalName'")
-    elif headless and kind in ("NodePort", "LoadBalancer"):
-        yield invalid_value("spec.clusterIPs[0]", "None", f"may not be set to 'None' for {kind} services")
-    elif address and not headless and (wrong := ip_problem(address)):
-        yield invalid_value("spec.clusterIPs[0]", address, wrong)
-    addresses = spec.get("clusterIPs") or []
-    if address and addresses and addresses[0] != address:
-        yield invalid_value("spec.clusterIPs", addresses, "first value must match `clusterIP`")
-    if len(addresses) > 2:
-        yield invalid_value("spec.clusterIPs", addresses, "may only hold up to 2 values")
-    for index, external in enumerate(spec.get("externalIPs") or []):
-        path = f"spec.externalIPs[{index}]"
-        if wrong := ip_problem(external):
-            yield invalid_value(path, external, wrong)
-        else:
-            yield from _check_not_local(path, external)
-
-
-def _check_not_local(path: str, address: str) -> Iterator[Cause]:
+def check_not_local(path: str, address: str) -> Iterator[Cause]:
+    """Traffic may not be led to addresses that mean another machine on each machine."""
     ip = ipaddress.ip_address(address)
     if ip.is_unspecified:
         yield invalid_value(path, address, f"may not be unspecified ({address})")
@@ -134,16 +41,6 @@ def _check_not_local(path: str, address: str) -> Iterator[Cause]:
         yield invalid_value(path, address, "may not be in the multicast range (224.0.0.0/4, ff00::/10)")
 
 
-def check_service_update(obj: JSON, old: JSON) -> Iterator[Cause]:
-    """A cluster IP once given stays, unless the Service becomes an ExternalName."""
-    new_spec, old_spec = obj["spec"], child(old, "spec")
-    if "ExternalName" in (new_spec["type"], old_spec.get("type")):
-        return
-    before, after = old_spec.get("clusterIP"), new_spec.get("clusterIP")
-    if before and after != before:
-        yield Cause("spec.clusterIPs[0]", immutable("", [after or ""]).message)
-
-
 def check_endpoints(obj: JSON) -> Iterator[Cause]:
     for number, subset in enumerate(obj.get("subsets") or []):
         for field in ("addresses", "notReadyAddresses"):
@@ -152,7 +49,7 @@ def check_endpoints(obj: JSON) -> Iterator[Cause]:
                 if wrong := ip_problem(address["ip"]):
                     yield invalid_value(path, address["ip"], wrong)
                 else:
-                    yield from _check_not_local(path, address["ip"])
+                    yield from check_not_local(path, address["ip"])
         if not subset.get("addresses") and not subset.get("notReadyAddresses"):
             yield required(f"subsets[{number}]", "must specify `addresses` or `notReadyAddresses`")
         ports = subset.get("ports") or []
@@ -182,6 +79,8 @@ def check_endpoint_slice(obj: JSON) -> Iterator[Cause]:
             yield required(path, "must contain at least 1 address")
         for number, address in enumerate(endpoint["addresses"]):
             yield from _check_slice_address(f"{path}[{number}]", kind, address)
+        for field in ("forZones", "forNodes"):
+            yield from _check_hints(f"endpoints[{index}].hints.{field}", child(endpoint, "hints").get(field) or [])
     names: set[str] = set()
     ports = obj.get("ports") or []
     if len(ports) > _MAX_PORTS:
@@ -198,6 +97,19 @@ def check_endpoint_slice(obj: JSON) -> Iterator[Cause]:
             yield invalid_value(f"ports[{index}].port", port["port"], wrong)
 
 
+def _check_hints(path: str, hints: list[JSON]) -> Iterator[Cause]:
+    if len(hints) > _MAX_HINTS:
+        yield Cause(path, f"Too many: {len(hints)}: must have at most {_MAX_HINTS} items", "FieldValueTooMany")
+    names = [hint["name"] for hint in hints]
+    for index, name in enumerate(names):
+        if not name:
+            yield required(f"{path}[{index}].name")
+        elif name in names[:index]:
+            yield duplicate(f"{path}[{index}].name", name)
+        elif wrong := label_value_problem(name):
+            yield invalid_value(f"{path}[{index}].name", name, wrong)
+
+
 def _check_slice_address(path: str, kind: str, address: str) -> Iterator[Cause]:
     if kind == "FQDN":
         if wrong := dns_subdomain_problem(address):
@@ -207,7 +119,7 @@ def _check_slice_address(path: str, kind: str, address: str) -> Iterator[Cause]:
     elif f"IPv{ipaddress.ip_address(address).version}" != kind:
         yield invalid_value(path, address, f"must be an {kind} address")
     else:
-        yield from _check_not_local(path, address)
+        yield from check_not_local(path, address)
 
 
 def check_endpoint_slice_update(obj: JSON, old: JSON) -> Iterator[Cause]:

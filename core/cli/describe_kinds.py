@@ -166,6 +166,17 @@ def _requests(spec: JSON) -> list[str]:
     return [f"{cpu}m", f"{memory // 2**20}Mi"]
 
 
+_SERVICE_FIELDS = (
+    ("externalName", "External Name"),
+    ("externalIPs", "External IPs"),
+    ("internalTrafficPolicy", "Internal Policy"),
+    ("externalTrafficPolicy", "External Policy"),
+    ("healthCheckNodePort", "HealthCheck NodePort"),
+    ("loadBalancerSourceRanges", "Source Ranges"),
+    ("trafficDistribution", "Traffic Distribution"),
+)
+
+
 def service(text: Text, obj: JSON, slices: Sequence[JSON]) -> None:
     spec = obj["spec"]
     timestamp(text, obj)
@@ -183,9 +194,12 @@ def service(text: Text, obj: JSON, slices: Sequence[JSON]) -> None:
         if others:
             text.line("Not Ready", ", ".join(others))
     text.line("Session Affinity", spec.get("sessionAffinity", "None"))
-    for field, title in (("internalTrafficPolicy", "Internal Policy"), ("externalTrafficPolicy", "External Policy")):
-        if spec.get(field):
-            text.line(title, spec[field])
+    for field, title in _SERVICE_FIELDS:
+        if value := spec.get(field):
+            text.line(title, ", ".join(value) if isinstance(value, list) else value)
+    ingress = ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    if ingress:
+        text.line("LoadBalancer", ", ".join(entry.get("ip") or entry.get("hostname") or "" for entry in ingress))
 
 
 def _endpoints(slices: Sequence[JSON], port_name: str) -> tuple[list[str], list[str]]:

@@ -153,10 +153,6 @@ class EndpointsController:
             log.debug("endpoints are gone already name=%s/%s", namespace_of(present), name_of(present))
 
 
-def _port(name: str, protocol: str, port: int, application: str) -> EndpointPort:
-    return EndpointPort(name=name or None, protocol=protocol, port=port, appProtocol=application or None)
-
-
 def _address(service: Service, pod: Pod, family: str) -> EndpointAddress:
     return EndpointAddress(
         ip=pod_address(pod, family),

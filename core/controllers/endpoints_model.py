@@ -63,7 +63,8 @@ def target_port(port: ServicePort, pod: Pod) -> int | None:
         return int(target)
     protocol = port.protocol or "TCP"
     spec = pod.spec
-    for container in [*(spec.containers if spec else []), *((spec.initContainers if spec else None) or [])]:
+    sidecars = [entry for entry in (spec.initContainers if spec else None) or [] if entry.restartPolicy == "Always"]
+    for container in [*(spec.containers if spec else []), *sidecars]:
         for candidate in container.ports or []:
             if candidate.name == target and (candidate.protocol or "TCP") == protocol:
                 return candidate.containerPort
@@ -221,12 +222,9 @@ def _identity(endpoint: Endpoint) -> tuple[str, str]:
 
 
 def slice_labels(service: Service) -> dict[str, str]:
-    """The service's labels and those by which slices are found."""
+    """The service's labels, and whether it is headless; those by which slices are found come from who writes them."""
     labels = dict(meta(service).labels or {})
     labels.pop("service.kubernetes.io/headless", None)
     if service.spec and service.spec.clusterIP == "None":
         labels["service.kubernetes.io/headless"] = ""
-    return labels | {
-        "kubernetes.io/service-name": name_of(service),
-        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
-    }
+    return labels

@@ -14,6 +14,7 @@ from kernelet.core.controllers.cidrs import Subnets
 from kernelet.core.controllers.deployment import DeploymentController
 from kernelet.core.controllers.endpoints import EndpointsController
 from kernelet.core.controllers.endpointslice import EndpointSliceController
+from kernelet.core.controllers.endpointslicemirroring import EndpointSliceMirroringController
 from kernelet.core.controllers.garbagecollector import GarbageCollector
 from kernelet.core.controllers.informers import Informers
 from kernelet.core.controllers.namespaces import NamespaceController
@@ -88,7 +89,8 @@ def _controllers(
     pod_gc = PodGCController(informers, config.terminated_pod_gc_threshold, config.orphan_quarantine)
     ca_pem = informers.client.config.ca_pem.decode()
     plain = [
-        EndpointSliceController(informers).controller,
+        EndpointSliceController(informers, recorder).controller,
+        EndpointSliceMirroringController(informers).controller,
         EndpointsController(informers).controller,
         TaintEvictionController(informers, recorder).controller,
         ReplicaController(informers, recorder, REPLICA_SET).controller,

@@ -1,43 +1,34 @@
 """Services, EndpointSlices and Nodes in; versions and deltas of the route table out. Pure: no I/O, no clock.
 
 Work is proportional to the change: an input marks the services it touches as dirty, and only those are compiled again.
-Whatever has no order in the API (addresses, ports, backends, nodes) is sorted, so that equal inputs compile to equal
-messages and a mere reordering is no version. A version is encoded once, when it is made: every node's stream sends the
-same bytes. What is kept for nodes that resume is bounded in number and in bytes; a node that is farther behind gets a
-snapshot, which is encoded once a version as well.
+Whatever has no order in the API (addresses, ranges, ports, backends, nodes, zones) is sorted, so that equal inputs
+compile to equal messages (`messages.py` makes them) and a mere reordering is no version. A version is encoded once,
+when it is made: every node's stream sends the same bytes. What is kept for nodes that resume is bounded in number and
+in bytes; a node that is farther behind gets a snapshot, which is encoded once a version as well.
 """
 
 from __future__ import annotations
 
-import logging
-import struct
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from itertools import islice
 
 from lightkube.models.core_v1 import Node, Service
-from lightkube.models.core_v1 import ServicePort as ModelPort
 from lightkube.models.discovery_v1 import Endpoint, EndpointSlice
 
 from kernelet.proto import routes_pb2 as pb
 
-log = logging.getLogger(__name__)
+from .messages import compile_peer, compile_service
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 GIVEN_UP = frozenset({"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"})
 """Taints by which, with effect NoExecute, the node lifecycle controller gives a node up."""
-VTEP_MAC_ANNOTATION = "kernelet.dev/vtep-mac"
 KEPT_DELTAS = 2048
 """How far back a node may resume without a snapshot."""
 KEPT_BYTES = 16 << 20
 """Of all kept deltas together."""
-
-_PROTOCOLS = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
-_FAMILIES = {"IPv4": 4, "IPv6": 16}
-_AFTER_ADDRESS = struct.Struct("!HBHBH")
-"""Port, flags, node, weight and zones of a backend; see routes.proto."""
+_STANDING = pb.BACKEND_READY | pb.BACKEND_TERMINATING
 
 
 @dataclass(slots=True)
@@ -137,7 +128,7 @@ class Compiler:
         return [name for name in self._nodes if self.is_live(name)]
 
     def ready_services(self, uid: str) -> frozenset[str]:
-        """The services that route new connections to this pod, in the newest version."""
+        """The services that route new connections to this pod, in the newest version, until it is to end."""
         return self._ready_in[uid]
 
     # Outputs
@@ -192,7 +183,7 @@ class Compiler:
         inputs = self._inputs.get(key, _Inputs())
         compiled = None
         if inputs.service is not None:
-            compiled = self._compile(key, inputs.service, inputs.slices.values())
+            compiled = compile_service(key, inputs.service, inputs.slices.values(), self._flags)
         elif not inputs.slices:
             self._inputs.pop(key, None)
         self._index(key, inputs, compiled)
@@ -206,7 +197,11 @@ class Compiler:
             delta.services.append(compiled)
 
     def _index(self, key: str, inputs: _Inputs, compiled: pb.Service | None) -> None:
-        """Notes which nodes and which pods this service depends on."""
+        """Notes which nodes and which pods this service depends on.
+
+        A pod that is ready while it terminates is so by the service's wish (publishNotReadyAddresses) until it is gone:
+        nobody need wait for its withdrawal.
+        """
         endpoints = [e for endpoint_slice in inputs.slices.values() for e in endpoint_slice.endpoints or []]
         self._services_of_node.set(key, {endpoint.nodeName for endpoint in endpoints if endpoint.nodeName})
         ready: set[str] = set()
@@ -214,13 +209,15 @@ class Compiler:
             ready = {
                 endpoint.targetRef.uid
                 for endpoint in endpoints
-                if endpoint.targetRef and endpoint.targetRef.uid and self._flags(endpoint) & pb.BACKEND_READY
+                if endpoint.targetRef
+                and endpoint.targetRef.uid
+                and self._flags(endpoint) & _STANDING == pb.BACKEND_READY
             }
         self._ready_in.set(key, ready)
 
     def _flush_peer(self, name: str, delta: pb.FeedMessage) -> None:
         node = self._nodes.get(name)
-        compiled = _compile_peer(node) if node is not None else None
+        compiled = compile_peer(node) if node is not None else None
         before = self._peers.get(name)
         if compiled is None:
             if before is not None:
@@ -240,65 +237,6 @@ class Compiler:
         terminating = bool(conditions and conditions.terminating)
         flags = pb.BACKEND_READY if ready else 0
         return flags | (pb.BACKEND_SERVING if serving else 0) | (pb.BACKEND_TERMINATING if terminating else 0)
-
-    def _compile(self, key: str, service: Service, slices: Iterable[EndpointSlice]) -> pb.Service | None:
-        spec = service.spec
-        if spec is None or spec.type == "ExternalName" or spec.clusterIP in (None, "", "None"):
-            return None
-        endpoints = [
-            (endpoint_slice, endpoint, flags)
-            for endpoint_slice in slices
-            for endpoint in endpoint_slice.endpoints or []
-            if (flags := self._flags(endpoint))
-        ]
-        nodes = sorted({endpoint.nodeName for _, endpoint, _ in endpoints if endpoint.nodeName})
-        numbers = {name: number for number, name in enumerate(nodes, 1)}
-        ports = [_compile_port(key, port, endpoints, numbers) for port in spec.ports or []]
-        return pb.Service(
-            id=key,
-            cluster_ips=_packed(key, spec.clusterIPs or [spec.clusterIP]),
-            ports=sorted(ports, key=lambda port: (port.protocol, port.port)),
-            external_local=spec.externalTrafficPolicy == "Local",
-            internal_local=spec.internalTrafficPolicy == "Local",
-            affinity_seconds=_affinity(service),
-            external_ips=_packed(key, spec.externalIPs),
-            balancer_ips=_packed(key, _ingress(service)),
-            nodes=nodes,
-        )
-
-
-def _compile_port(
-    key: str, port: ModelPort, endpoints: Iterable[tuple[EndpointSlice, Endpoint, int]], numbers: Mapping[str, int]
-) -> pb.ServicePort:
-    """`numbers` are the nodes', from 1, as backends refer to them."""
-    rows: dict[int, set[bytes]] = {4: set(), 16: set()}
-    for endpoint_slice, endpoint, flags in endpoints:
-        size = _FAMILIES.get(endpoint_slice.addressType)
-        target = _target_port(endpoint_slice, port)
-        if size is None or target is None:
-            continue
-        number = numbers.get(endpoint.nodeName or "", 0)
-        tail = _AFTER_ADDRESS.pack(target, flags, number, 1, 0)
-        rows[size].update(address + tail for address in _packed(key, endpoint.addresses) if len(address) == size)
-    return pb.ServicePort(
-        name=port.name or "",
-        protocol=_PROTOCOLS.get(port.protocol or "TCP", pb.PROTOCOL_UNSPECIFIED),
-        port=port.port,
-        node_port=port.nodePort or 0,
-        backends4=b"".join(sorted(rows[4])),
-        backends6=b"".join(sorted(rows[16])),
-    )
-
-
-def _packed(key: str, addresses: Iterable[str] | None) -> list[bytes]:
-    """Sorted, each once. One that is no address is left out: it must not take all other services with it."""
-    found = set()
-    for text in addresses or []:
-        try:
-            found.add(ip_address(text).packed)
-        except ValueError as error:
-            log.warning("address left out of the routes service=%s: %s", key, error)
-    return sorted(found)
 
 
 class _Index:
@@ -325,40 +263,3 @@ class _Index:
             self._services.setdefault(member, set()).add(service)
         if now:
             self._members[service] = now
-
-
-def _target_port(endpoint_slice: EndpointSlice, port: ModelPort) -> int | None:
-    """A slice's port is matched by name and protocol, as its own numbers may differ from slice to slice."""
-    for candidate in endpoint_slice.ports or []:
-        same_name = (candidate.name or "") == (port.name or "")
-        if same_name and (candidate.protocol or "TCP") == (port.protocol or "TCP"):
-            return candidate.port
-    return None
-
-
-def _affinity(service: Service) -> int:
-    spec = service.spec
-    if spec is None or spec.sessionAffinity != "ClientIP":
-        return 0
-    config = spec.sessionAffinityConfig
-    client_ip = config.clientIP if config else None
-    return (client_ip.timeoutSeconds if client_ip else None) or 10800
-
-
-def _ingress(service: Service) -> set[str]:
-    """Addresses of the load balancer that packets arrive with; with ipMode Proxy they have another one (KEP-1860)."""
-    balancer = service.status.loadBalancer if service.status else None
-    return {
-        entry.ip for entry in (balancer.ingress if balancer else None) or [] if entry.ip and entry.ipMode != "Proxy"
-    }
-
-
-def _compile_peer(node: Node) -> pb.Peer | None:
-    """None until the node has a pod subnet and an address."""
-    spec, status = node.spec, node.status
-    cidrs = (spec.podCIDRs or ([spec.podCIDR] if spec.podCIDR else [])) if spec else []
-    addresses = [a.address for a in (status.addresses if status else None) or [] if a.type == "InternalIP"]
-    if not cidrs or not addresses or node.metadata is None:
-        return None
-    mac = (node.metadata.annotations or {}).get(VTEP_MAC_ANNOTATION, "")
-    return pb.Peer(node=node.metadata.name or "", pod_cidrs=cidrs, address=addresses[0], vtep_mac=mac)

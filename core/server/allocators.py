@@ -65,7 +65,7 @@ class Pool(Protocol):
 
 
 class AddressPool:
-    """The service CIDR without its network and broadcast address (RFC 4632)."""
+    """A service network without its first and its last address."""
 
     name = "ip"
 
@@ -73,6 +73,7 @@ class AddressPool:
         self._network = ipaddress.ip_network(cidr)
         self.size = max(self._network.num_addresses - 2, 0)
         self.cidr = cidr
+        self.family = f"IPv{self._network.version}"
 
     def text(self, number: int) -> str:
         return str(self._network[number + 1])

@@ -36,7 +36,12 @@ import click
     type=int,
     help="Also serve HTTPS on this bound TCP socket; several allowed.",
 )
-@click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Addresses of Services.")
+@click.option(
+    "--service-cidr",
+    default="10.96.0.0/16",
+    show_default=True,
+    help="Addresses of Services; for two families: IPV4,IPV6.",
+)
 @click.option("--node-port-range", default="30000-32767", show_default=True, help="Ports of NodePort Services.")
 @click.option(
     "--default-toleration-seconds",

@@ -38,6 +38,9 @@ SERVER_NAMES = (
     "kernelet-apiserver",
     "127.0.0.1",
 )
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+LARGEST_IPV6 = 1 << 20
+"""Addresses of an IPv6 service network, as in Kubernetes: a full one must be found out in bounded time."""
 
 
 class StartError(Exception):
@@ -60,7 +63,8 @@ class Options:
     tls_san: tuple[str, ...]
     unix_socket: str
     listen_fds: tuple[int, ...]
-    service_cidr: ipaddress.IPv4Network
+    service_networks: tuple[Network, ...]
+    """The IPv4 one first."""
     node_ports: tuple[int, int]
     default_toleration_seconds: int
     event_ttl: float
@@ -71,12 +75,7 @@ class Options:
         """Raises StartError naming the flag."""
         values = dict(flags)
         data_dir = Path(values.pop("data_dir")).absolute()
-        try:
-            network = ipaddress.IPv4Network(values.pop("service_cidr"))
-        except ValueError as error:
-            raise StartError(f"--service-cidr: {error}; give an IPv4 network such as 10.96.0.0/16") from error
-        if network.num_addresses < 16:
-            raise StartError(f"--service-cidr {network}: too small; give at least a /28")
+        networks = _service_networks(values.pop("service_cidr"))
         low, _, high = str(values.pop("node_port_range")).partition("-")
         if not low.isdigit() or not high.isdigit() or not 0 < int(low) <= int(high) < 65536:
             raise StartError("--node-port-range: give LOW-HIGH such as 30000-32767")
@@ -85,10 +84,27 @@ class Options:
             cluster=values.pop("cluster") or data_dir.name,
             store_url=values.pop("store_url") or f"sqlite://{data_dir / 'store.db'}",
             advertise_address=values.pop("advertise_address") or _own_address(values["bind"]),
-            service_cidr=network,
+            service_networks=networks,
             node_ports=(int(low), int(high)),
             **values,
         )
+
+
+def _service_networks(text: str) -> tuple[Network, ...]:
+    """Raises StartError."""
+    example = "give an IPv4 network such as 10.96.0.0/16, or that and an IPv6 one: 10.96.0.0/16,fd00:96::/112"
+    try:
+        networks = tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise StartError(f"--service-cidr: {error}; {example}") from error
+    if [network.version for network in networks] not in ([4], [4, 6]):
+        raise StartError(f"--service-cidr {text}: {example}")
+    for network in networks:
+        if network.num_addresses < 16:
+            raise StartError(f"--service-cidr {network}: too small; give at least a /{network.max_prefixlen - 4}")
+        if network.version == 6 and network.num_addresses > LARGEST_IPV6:
+            raise StartError(f"--service-cidr {network}: too large; give at most a /108")
+    return networks
 
 
 @dataclass(frozen=True)
@@ -196,7 +212,7 @@ def make_identity(options: Options) -> Identity:
         raise PkiError(f"--data-dir {options.data_dir}: {error.strerror or error}") from error
     pki = Pki.ensure(options.data_dir / "pki")
     public = urlsplit(options.public_url).hostname if options.public_url else None
-    names = [*SERVER_NAMES, options.advertise_address, str(options.service_cidr[1]), *options.tls_san]
+    names = [*SERVER_NAMES, options.advertise_address, str(options.service_networks[0][1]), *options.tls_san]
     names += [name for name in (public, options.bind) if name and name not in ("0.0.0.0", "::")]
     server = pki.issue("apiserver", "kernelet-apiserver", sans=list(dict.fromkeys(names)), server=True, client=False)
     return Identity(pki, server, pki.issue("apiserver-kubelet-client", "kernelet-apiserver", ["system:masters"]))
@@ -219,10 +235,10 @@ def write_kubeconfigs(options: Options, identity: Identity, ports: Ports) -> Non
 
 def _registry_config(options: Options, port: int) -> RegistryConfig:
     return RegistryConfig(
-        service_cidr=str(options.service_cidr),
+        service_cidr=",".join(map(str, options.service_networks)),
         node_ports=options.node_ports,
-        kubernetes_service_ip=str(options.service_cidr[1]),
-        dns_service_ip=str(options.service_cidr[10]),
+        kubernetes_service_ip=str(options.service_networks[0][1]),
+        dns_service_ip=str(options.service_networks[0][10]),
         advertise_host=options.advertise_address,
         advertise_port=port,
         toleration_seconds=options.default_toleration_seconds,

@@ -45,6 +45,7 @@ class RegistryConfig:
     """Addresses and times of one API server."""
 
     service_cidr: str = "10.96.0.0/16"
+    """One network, or one of each family separated by a comma; services get addresses of the first unless they ask."""
     node_ports: tuple[int, int] = (30000, 32767)
     kubernetes_service_ip: str = "10.96.0.1"
     dns_service_ip: str = "10.96.0.10"
@@ -71,7 +72,8 @@ class Registry:
         self.feed = Feed(store)
         self._store = store
         allocator = Allocator(store, self.feed)
-        services = Services(allocator, AddressPool(self.config.service_cidr), PortPool(*self.config.node_ports))
+        pools = [AddressPool(cidr) for cidr in self.config.service_cidr.split(",")]
+        services = Services(allocator, {pool.family: pool for pool in pools}, PortPool(*self.config.node_ports))
         self._writer = Writer(store, self.feed, services, self.config.toleration_seconds)
         self._deleter = Deleter(store, self._writer)
         self._repair = AllocationRepair(store, self.feed, allocator)

@@ -203,6 +203,23 @@ def test_describe_tells_all_and_hides_secrets(cluster: Cluster, write: Write) ->
     assert "aHVudGVyMg" not in text
 
 
+def test_describe_tells_what_a_load_balancer_needs_to_know(cluster: Cluster) -> None:
+    spec = {
+        "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30999, "ports": [{"port": 80}],
+        "loadBalancerSourceRanges": ["10.0.0.0/8", "192.0.2.0/24"], "trafficDistribution": "PreferClose",
+    }  # fmt: skip
+    made = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced"}, "spec": spec}
+    cluster.run("create", "-f", "-", stdin=json.dumps(made))
+    words = " ".join(cluster.run("describe", "service", "balanced").split())
+    for part in (
+        "External Policy: Local",
+        "HealthCheck NodePort: 30999",
+        "Source Ranges: 10.0.0.0/8, 192.0.2.0/24",
+        "Traffic Distribution: PreferClose",
+    ):
+        assert part in words
+
+
 def test_events_are_shown_oldest_first_and_by_object(cluster: Cluster) -> None:
     for name, moment, count in (("late", "2026-01-02T03:00:09Z", 1), ("early", "2026-01-02T03:00:01Z", 4)):
         event = {

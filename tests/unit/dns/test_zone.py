@@ -74,6 +74,17 @@ def test_a_headless_service_has_the_addresses_of_its_ready_endpoints() -> None:
     assert denial(zone, "10-244-1-4.web.shop.svc.cluster.local") == "NXDOMAIN"
 
 
+def test_a_headless_service_of_two_families_has_addresses_and_names_of_both() -> None:
+    zone = headless(endpoint("10.244.1.2", "db-0"))
+    zone.set_slice("shop/web", "web-2", slice_of(endpoint("fd00::2", "db-0"), name="web-2", kind="IPv6"))
+    for name in ("web.shop.svc.cluster.local", "db-0.web.shop.svc.cluster.local"):
+        assert ask(zone, name) == ["10.244.1.2"]
+        assert ask(zone, name, "AAAA") == ["fd00::2"]
+    found = reply(zone, "_http._tcp.web.shop.svc.cluster.local", "SRV")
+    assert [str(rr.rdata) for rr in found.rr] == ["0 100 8080 db-0.web.shop.svc.cluster.local."]
+    assert sorted(str(rr.rdata) for rr in found.ar) == ["10.244.1.2", "fd00::2"]
+
+
 def test_publish_not_ready_addresses_makes_readiness_irrelevant() -> None:
     zone = headless(endpoint("10.244.1.4", ready=False), publishNotReadyAddresses=True)
     assert ask(zone, "web.shop.svc.cluster.local") == ["10.244.1.4"]

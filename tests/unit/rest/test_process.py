@@ -96,6 +96,8 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         (("--store", "mysql://x"), "unknown scheme; use sqlite:///FILE or etcd://HOST:PORT"),
         (("--store", "sqlite:///proc/none/x.db"), "/proc/none"),
         (("--service-cidr", "10.96.0.0"), "--service-cidr"),
+        (("--service-cidr", "fd00:96::/112,10.96.0.0/16"), "give an IPv4 network such as 10.96.0.0/16, or that and"),
+        (("--service-cidr", "10.96.0.0/16,fd00:96::/64"), "--service-cidr fd00:96::/64: too large; give at most a"),
         (("--node-port-range", "5-1"), "--node-port-range: give LOW-HIGH"),
         (("--listen-fd", "77"), "file descriptor 77 is no socket"),
         (("--data-dir", "/proc/none"), "--data-dir /proc/none"),

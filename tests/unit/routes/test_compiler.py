@@ -143,6 +143,12 @@ def test_a_pod_is_routed_while_any_slice_lists_it_as_ready() -> None:
     assert not compiler.ready_services("uid-2")
 
 
+def test_a_pod_that_is_published_while_it_terminates_is_routed_and_not_waited_for() -> None:
+    compiler = compiler_with(endpoint(2, terminating=True))
+    assert ready_addresses(compiled(compiler)) == {"10.244.1.2"}
+    assert not compiler.ready_services("uid-2")
+
+
 def test_endpoints_of_a_node_that_was_deleted_are_not_routed_whether_it_was_ready_or_not() -> None:
     compiler = compiler_with(endpoint(2), endpoint(3, "n2"))
     compiler.set_node("n2", None)
