@@ -82,7 +82,9 @@ class Batch:
     ) -> int:
         """Adds elements to a set or map; returns how many. `set_id` names a set made in the same transaction.
 
-        With `ranges` a key is two: the range's first and its last. Ranges must not overlap (EEXIST, ENOTEMPTY). Raises ValueError for a verdict that is not one, TypeError for other data.
+        With `ranges` a key is two: the range's first and its last. Ranges must not overlap (EEXIST, ENOTEMPTY).
+
+        Raises ValueError for a verdict that is not one, TypeError for other data.
         """
     def delete_elements(
         self,
@@ -114,8 +116,8 @@ class Socket:
 
         Raises BatchError (nothing changed), Overrun (unknown: read back), TimeoutError.
         """
-    def elements(self, table: str, family: int, set_name: str) -> list[tuple[bytes, bytes | str | None]]:
-        """All elements of a set or map; [] for an empty one. Raises NetlinkError (ENOENT for a missing one).
+    def elements(self, table: str, family: int, set_name: str) -> dict[bytes, bytes | str | None]:
+        """Keys and data of all elements of a set or map. Raises NetlinkError (ENOENT for a missing one).
 
         The key of a range is two: its first and its last.
         """

@@ -148,7 +148,7 @@ class Cluster:
                 if error.errno != errno.ENOENT:
                     raise
                 return set()
-            return {str(IPv4Address(data[:4])) for _, data in elements if isinstance(data, bytes)}
+            return {str(IPv4Address(data[:4])) for data in elements.values() if isinstance(data, bytes)}
 
         return inside(self.node_netns(node), read)
 
