@@ -17,6 +17,7 @@ from ..routes import Backend, Protocol, ServiceRoute
 from .engine import EngineConfig, EngineError
 from .ruleset import BACKENDS, DROP, FAMILIES, HAIRPIN, KINDS, NONE, SERVICES, TABLE, TRAFFIC, Family, Kind
 from .semantics import View, views
+from .untracked import BACKEND_PORTS
 
 Frontend = tuple[Kind, bytes]
 """What clients connect to: the kind, and its key as the kernel has it."""
@@ -26,6 +27,8 @@ Place = tuple[Family, str]
 Elements = dict[Place, dict[bytes, Value]]
 """Keys and values by set or map."""
 
+BY_SOCKETS = (Protocol.TCP, Protocol.UDP)
+"""Protocols whose sockets are translated when they connect, where there is a socket-level engine."""
 _BY_LENGTH = {family.length: family for family in FAMILIES}
 _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
 # The kernel's numgen result is a number in host byte order. Made once, since most of a cold start is making keys.
@@ -56,6 +59,8 @@ class Plan:
     frontends: dict[Frontend, Target] = field(default_factory=dict)
     local: set[tuple[Family, bytes]] = field(default_factory=set)
     """Addresses of its backends on this node: what may meet itself through the service."""
+    ports: set[tuple[Family, bytes]] = field(default_factory=set)
+    """Where its backends listen, as elements of `backend_ports`: what packets between pods are tracked for."""
 
 
 def port_key(protocol: Protocol, port: int) -> bytes:
@@ -66,24 +71,50 @@ def backend_data(backend: Backend) -> bytes:
     return backend.address + backend.port.to_bytes(2, "big") + b"\0\0"
 
 
-def plan(service: ServiceRoute, config: EngineConfig, families: Collection[Family], zone: str) -> Plan:
-    """Frontends and backends of a service on this node. Raises EngineError for an address or port that is none."""
+def plan(
+    service: ServiceRoute,
+    config: EngineConfig,
+    families: Collection[Family],
+    zone: str,
+    *,
+    beside_sockets: bool = False,
+) -> Plan:
+    """Frontends and backends of a service on this node. Raises EngineError for an address or port that is none.
+
+    `beside_sockets`: cluster IPs are left out but for SCTP, and so are the ports, see untracked.py.
+    """
     made = Plan()
+    if beside_sockets and not _needs_packets(service):
+        return made
     try:
         for view in views(service, config.node, zone):
             family = _BY_LENGTH[view.length]
             if family in families:
-                _plan_view(made, family, view)
+                _plan_view(made, family, _beside_sockets(view) if beside_sockets else view)
     except (OverflowError, KeyError) as error:
         raise EngineError(f"service {service.id} has a port or protocol that does not exist: {error}") from error
+    if beside_sockets:
+        made.ports.clear()
     return made
+
+
+def _needs_packets(service: ServiceRoute) -> bool:
+    """Whether a service has more than sockets can be translated for."""
+    return bool(service.external_ips or service.balancer_ips) or any(
+        port.node_port or port.protocol not in BY_SOCKETS for port in service.ports
+    )
+
+
+def _beside_sockets(view: View) -> View:
+    """What is left for packets where sockets of cluster IPs' clients are translated."""
+    return view._replace(cluster_ips=()) if view.protocol in BY_SOCKETS else view
 
 
 def _plan_view(made: Plan, family: Family, view: View) -> None:
     services, nodeports, local_services, local_nodeports = KINDS[family]
     ports = port_key(view.protocol, view.port)
     node_ports = port_key(view.protocol, view.node_port)
-    everyone = internal = Target(dict.fromkeys(map(backend_data, view.everyone)), NONE)
+    everyone = internal = outside = Target(dict.fromkeys(map(backend_data, view.everyone)), NONE)
     if view.internal is not view.everyone:
         internal = Target(dict.fromkeys(map(backend_data, view.internal)), NONE)
     external = (*view.external_ips, *view.balancer_ips)
@@ -99,7 +130,11 @@ def _plan_view(made: Plan, family: Family, view: View) -> None:
             made.frontends[local_services, address + ports] = outside
         if view.node_port:
             made.frontends[local_nodeports, node_ports] = outside
-    made.local.update((family, backend.address) for backend in view.here)
+    if view.cluster_ips or external or view.node_port:
+        made.local.update((family, backend.address) for backend in view.here)
+        head = _PROTOCOLS[view.protocol]
+        for target in {id(target): target for target in (everyone, internal, outside)}.values():
+            made.ports.update((family, head + data[-4:]) for data in target.backends)
 
 
 def place(old: Sequence[bytes | None], wanted: Collection[bytes]) -> tuple[bytes, ...]:
@@ -182,6 +217,10 @@ class Edits:
             self.add((family, HAIRPIN), address + address, None)
         else:
             self.delete((family, HAIRPIN), address + address)
+
+    def port(self, family: Family, key: bytes) -> None:
+        """Backends listen on a port that none did before."""
+        self.add((family, BACKEND_PORTS), key, None)
 
     def batch(self, generation: int = 0) -> Batch:
         """Deletions come first: an element that is replaced must be gone before the new one is added."""

@@ -103,6 +103,7 @@ from .ruleset import (
     choosers_text,
     families,
 )
+from .untracked import BACKEND_PORTS, PROTOCOLS, UNTRACKED
 from .watch import ForeignChanges, is_restart
 
 _log = logging.getLogger(__name__)
@@ -120,8 +121,9 @@ class NftablesEngine:
 
     name = "nftables"
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, beside_sockets: bool = False) -> None:
         self._config = config
+        self._beside_sockets = beside_sockets
         self._families = families(config)
         self._table = RouteTable()
         self._ledger = Ledger()
@@ -238,7 +240,7 @@ class NftablesEngine:
             self._synchronize(self._target(delta))
 
     def _plan(self, service: ServiceRoute) -> Plan:
-        return plan(service, self._config, self._families, self._zone)
+        return plan(service, self._config, self._families, self._zone, beside_sockets=self._beside_sockets)
 
     def _stale_flows(self, transition: Transition) -> StaleFlows:
         flows = StaleFlows()
@@ -313,8 +315,8 @@ class NftablesEngine:
                 generation = self._netlink.generation()
                 kernel = self._kernel()
                 slots = kernel_slots(kernel)
-                ledger = whole(plans, slots)
-                wanted = all_elements(ledger) | self._chain_elements()
+                ledger = whole(plans, slots, self._known_ports(kernel))
+                wanted = all_elements(ledger) | self._chain_elements() | self._untracked_elements()
                 edits, count = differences(without(kernel, refused), without(wanted, refused))
                 missed = self._commit(edits, generation)
             except BatchError as error:
@@ -343,11 +345,21 @@ class NftablesEngine:
         found: dict[Place, dict[bytes, Value]] = {}
         for family in self._families:
             names = [name for kind in KINDS[family] for name in (kind.frontends, kind.backends, kind.chains)]
-            for name in (*names, HAIRPIN, TRAFFIC):
+            for name in (*names, HAIRPIN, TRAFFIC, BACKEND_PORTS, UNTRACKED):
                 items = self._netlink.elements(TABLE, family.number, name)
                 if items:
                     found[family, name] = dict(items)
         return found
+
+    def _known_ports(self, kernel: Elements) -> set[tuple[Family, bytes]]:
+        """Ports of backends that must go on being tracked: connections may be left of when a service led to them."""
+        if self._beside_sockets:
+            return set()
+        found = {(family, key) for family in self._families for key in kernel.get((family, BACKEND_PORTS), ())}
+        return found | self._ledger.ports
+
+    def _untracked_elements(self) -> Elements:
+        return {(family, UNTRACKED): dict.fromkeys(PROTOCOLS) for family in self._families}
 
     def _commit(self, edits: Edits, generation: int = 0) -> bool:
         """One transaction; true where another process may have changed something unnoticed. Raises NetlinkError."""
@@ -431,7 +443,7 @@ class NftablesEngine:
             for family in self._families:
                 chains = self._chains.setdefault(family, set())
                 chains.update(self._kernel_chains(family), _initial(family))
-                text += base_text(family, self._config, chains)
+                text += base_text(family, self._config, chains, beside_sockets=self._beside_sockets)
             self._write_rules(text)
             self._add_chain_elements()
         except NetlinkError as error:

@@ -14,7 +14,9 @@ import nftables
 
 from kernelet.ext.nft import Batch
 
+from ..routes import Protocol
 from .engine import EngineConfig, EngineError
+from .untracked import BACKEND_PORTS, UNTRACKED, networks, raw_chain
 
 TABLE = "kernelet"
 MASQUERADE_MARK = 0x4000
@@ -159,6 +161,8 @@ def add_sets(batch: Batch, family: Family) -> None:
         )
     batch.add_set(TABLE, family.number, HAIRPIN, *concatenation([address, address]))
     batch.add_set(TABLE, family.number, TRAFFIC, *concatenation([address, _PROTOCOL, port]), counter=True)
+    batch.add_set(TABLE, family.number, BACKEND_PORTS, *concatenation([_PROTOCOL, port]))
+    batch.add_set(TABLE, family.number, UNTRACKED, _PROTOCOL[0], 1)
 
 
 def _address(family: Family) -> tuple[int, int]:
@@ -180,16 +184,17 @@ def concatenation(fields: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 
 def prefixes(config: EngineConfig, family: Family) -> tuple[str, str]:
-    """The cluster's and the services' networks of a family as nft sets; "" where there are none."""
-    found = []
-    for networks in (config.cluster_cidrs, config.service_cidrs):
-        texts = [str(network) for network in networks if network.max_prefixlen == family.length * 8]
-        found.append(f"{{ {', '.join(texts)} }}" if texts else "")
-    return found[0], found[1]
+    """The cluster's and the services' networks of a family as nft expressions; "" where there are none."""
+    bits = family.length * 8
+    cluster, services = (
+        networks([str(network) for network in group if network.max_prefixlen == bits])
+        for group in (config.cluster_cidrs, config.service_cidrs)
+    )
+    return cluster, services
 
 
-def _chains(family: Family, config: EngineConfig) -> str:
-    """The fixed chains. All are of type nat, so only the first packet of a connection runs through any of them."""
+def _chains(family: Family, config: EngineConfig, *, beside_sockets: bool) -> str:
+    """The fixed chains. But for `raw` all are of type nat: only the first packet of a connection runs through them."""
     ip = family.name
     everyone, node, local, local_node = KINDS[family]
     cluster, services = prefixes(config, family)
@@ -200,7 +205,10 @@ def _chains(family: Family, config: EngineConfig) -> str:
     # Only IPv4 can leave a host from its loopback address (route_localnet), so only it is open there.
     loopback = "" if family is IP else f"    {ip} daddr {family.loopback} return\n"
     unknown = f"    {ip} daddr {services} goto {REJECT}\n" if services else ""
-    return f"""
+    # Replies to what sockets have no part in must come back to this node, though it does not track pods' packets.
+    masquerade = f"    meta l4proto != {int(Protocol.SCTP)} {mark}\n" if beside_sockets and cluster else ""
+    raw = raw_chain(ip, cluster, masqueraded=beside_sockets)
+    return f"""{raw}
   chain {REJECT} {{
     meta l4proto tcp reject with tcp reset
     reject
@@ -211,7 +219,7 @@ def _chains(family: Family, config: EngineConfig) -> str:
   }}
   chain dispatch {{
     {outside}{mark}
-    {everyone.choose}
+{masquerade}    {everyone.choose}
     fib daddr type local jump nodeport
 {unknown}    {unmark}
   }}
@@ -240,15 +248,18 @@ def _chains(family: Family, config: EngineConfig) -> str:
 """
 
 
-def base_text(family: Family, config: EngineConfig, choosers: Collection[Chooser]) -> str:
+def base_text(
+    family: Family, config: EngineConfig, choosers: Collection[Chooser], *, beside_sockets: bool = False
+) -> str:
     """Replaces all rules of the table in one transaction and keeps its elements.
 
     The sets must exist, and every chooser that elements point to must be among `choosers`.
     """
     table = f"table {family.name} {TABLE}"
+    chains = _chains(family, config, beside_sockets=beside_sockets)
     ends = "".join(map(_translation, KINDS[family]))
     chosen = "".join(chooser(kind, count) for kind, count in sorted(choosers, key=_by_name))
-    return f"flush {table}\n{table} {{{_chains(family, config)}{ends}{chosen}}}\n"
+    return f"flush {table}\n{table} {{{chains}{ends}{chosen}}}\n"
 
 
 def chain_elements(kind: Kind, counts: Iterable[int]) -> dict[bytes, str]:
