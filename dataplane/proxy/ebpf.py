@@ -54,13 +54,12 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from kernelet.ext.bpf import COUNTER
 from kernelet.ext.libbpf import BpfError
 
 from ..routes import Delta, RouteTable, ServiceRoute
-from .ebpf_kernel import Kernel
+from .ebpf_kernel import Kernel, remove_pins
 from .ebpf_ledger import Held, Ledger, Transition
-from .ebpf_maps import COUNTERS, delete_sets, flip, read, sweep, write_sets
+from .ebpf_maps import COUNTERS, counted, delete_sets, flip, read, sweep, write_sets
 from .ebpf_plan import Key, Plan, endpoints, is_address, plan, route
 from .ebpf_sockets import StaleSockets, release, stale
 from .engine import Counter, EngineConfig, EngineError
@@ -84,7 +83,7 @@ class EbpfEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._kernel = Kernel(config)
-        self._packets = NftablesEngine(config)
+        self._packets = NftablesEngine(config, beside_sockets=True)
         self._table = RouteTable()
         self._zone = ""
         self._ledger = Ledger()
@@ -106,7 +105,7 @@ class EbpfEngine:
             with _told("remove the ebpf engine"):
                 self._kernel.close()
                 if not keep:
-                    self._kernel.remove()
+                    remove_pins(self._kernel.pins)
         finally:
             self._packets.close(keep=keep)
 
@@ -189,6 +188,7 @@ class EbpfEngine:
         self._ledger.adopt(image.held, image.numbers)
         made = self._ledger.replace(plans)
         made.stray_backends, made.stray_members = image.stray_backends, image.stray_members
+        made.stray_counters = image.stray_counters
         return made
 
     def _plan(self, service: ServiceRoute) -> Plan:
@@ -228,7 +228,7 @@ class EbpfEngine:
         """See the contract; also disconnects UDP sockets whose backend has left their service."""
         left, self._stale = self._stale, {}
         if left and self._kernel.maps:
-            count = release(left, self._kernel.maps["flows"], self._config.cgroups)
+            count = release(left, self._kernel.maps["flows"], self._config)
             if count:
                 _log.info("disconnected %d UDP sockets that were stuck on backends that are gone", count)
         self._packets.tidy()
@@ -252,22 +252,24 @@ class EbpfEngine:
             if self._applied:
                 transition = self._whole(self._table.services)
                 count += len(transition.held) + len(transition.stray_backends) + len(transition.stray_members)
+                count += len(transition.stray_counters)
                 self._stage(transition)
                 self._commit(transition)
         return count + self._packets.repair()
 
     def counters(self) -> list[Counter]:
-        """New connections to each service, by sockets and by packets; packets and bytes are not counted."""
+        """New connections to each service, by sockets and by packets, and refusals of sockets."""
         tally: Tally[str] = Tally()
+        refused: Tally[str] = Tally()
         with _told("read the counters of the ebpf engine"):
             if self._kernel.maps:
-                for key, value in self._kernel.maps[COUNTERS].items():
-                    owner = self._ledger.owner(key)
-                    if owner:
-                        tally[owner] += sum(connections for connections, _ in COUNTER.iter_unpack(value))
+                owners = self._ledger.owners()
+                for place, connections, refusals in counted(self._kernel.maps[COUNTERS]):
+                    tally[owners[place]] += connections
+                    refused[owners[place]] += refusals
         for counter in self._packets.counters():
             tally[counter.service] += counter.connections
-        return [Counter(name, connections, 0, 0) for name, connections in sorted(tally.items())]
+        return [Counter(name, tally[name], 0, 0, refused[name]) for name in sorted(tally.keys() | refused.keys())]
 
 
 def _routes(held: Mapping[Key, Held]) -> frozenset[tuple[bytes, int, int, bytes, int]]:

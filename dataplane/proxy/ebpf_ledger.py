@@ -77,10 +77,9 @@ class Ledger:
         self._counters = 0
         """Places from here on have never been used."""
 
-    def owner(self, key: Key) -> str:
-        """The service that a key belongs to; "" for none."""
-        claims = self._claims.get(key)
-        return claims[0] if claims else ""
+    def owners(self) -> dict[int, str]:
+        """Place in the map counters -> the service that is counted there."""
+        return {item.counter: self._claims[key][0] for key, item in self.held.items() if key in self._claims}
 
     def adopt(self, held: Mapping[Key, Held], numbers: Iterable[int]) -> None:
         """Takes over what was read from the kernel, where `numbers` are those of all sets, used or not."""

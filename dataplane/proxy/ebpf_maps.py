@@ -49,6 +49,7 @@ def read(maps: Mapping[str, Map]) -> Image:
     made.numbers = sets.keys() | members.keys()
     used: set[int] = set()
     listed: set[int] = set()
+    places: set[int] = set()
     whole: dict[tuple[int, int, int, int], Target | None] = {}
     for key, value in services:
         number, count, affinity, flags, counter, _ = SERVICE.unpack(value)
@@ -57,10 +58,11 @@ def read(maps: Mapping[str, Map]) -> Image:
         if kind not in whole:
             whole[kind] = _assemble(*kind, sets, members)
         target = whole[kind]
-        if target is None:
+        if target is None or counter in places or counter >= maps[COUNTERS].info.max_entries:
             made.held[key] = BROKEN
             continue
         made.held[key] = Held(target, number, counter)
+        places.add(counter)
         used.add(number)
         if affinity:
             listed.add(number)
@@ -70,7 +72,6 @@ def read(maps: Mapping[str, Map]) -> Image:
     for number, found in members.items():
         if number not in listed:
             made.stray_members.extend(number.to_bytes(4, sys.byteorder) + item for item in found)
-    places = {item.counter for item in made.held.values()}
     made.stray_counters = [place for place, _, _ in counted(maps[COUNTERS]) if place not in places]
     return made
 

@@ -114,7 +114,7 @@ def bpffs() -> Iterator[None]:
 def node(topology: Topology, bpffs: None) -> Iterator[Node]:
     name = f"kl-test-{secrets.token_hex(4)}"
     cgroup = cgroup_root() / name
-    config = replace(CONFIG, cgroups=(cgroup,), pins=BPFFS / "kernelet" / name)
+    config = replace(CONFIG, cgroups=(cgroup,), host_cgroup=cgroup_root(), pins=BPFFS / "kernelet" / name)
     with contextlib.ExitStack() as stack:
         cgroup.mkdir()
         stack.callback(_remove_cgroup, cgroup)
