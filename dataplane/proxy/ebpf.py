@@ -6,18 +6,18 @@ getpeername(2) show the service's address. After that the connection is one betw
 cost per packet, and a pod that reaches itself through its service needs nothing special.
 
 What comes from elsewhere never passes a hook: clients outside the cluster, node ports on the node's addresses, SCTP,
-sockets whose cgroup is not among `EngineConfig.cgroups`. For these the engine runs an nftables engine beside, at the
-same version.
+balancer addresses that are not for everybody. For these the engine runs an nftables engine beside, at the same version,
+which knows no cluster IPs of TCP and UDP and keeps pods' packets among themselves out of conntrack.
 
 Maps::
 
-    services   10.96.0.1 . 80 . tcp   : set 7, 3 backends, affinity 0
+    services   10.96.0.1 . 80 . tcp   : set 7, 3 slots, affinity 0, counter 2
     backends   set 7 . slot 0         : 10.244.1.7 . 8080               slots are dense: 0, 1, 2
     members    set 7 . 10.244.1.7 ... : (present)                       of services with affinity only
     affinity   client . service       : 10.244.1.7 . 8080, last used    LRU
     flows      socket . backend       : service address                 LRU, of UDP sockets
     sockets    (socket storage)       : what this socket connected to, what it sent to last
-    counters   service                : connections, refusals           per CPU
+    counters   2                      : connections, refusals           per CPU
 
 Designs considered
 ------------------
@@ -40,10 +40,15 @@ Atomicity: of a delta against crashes, of a service against connections; see ebp
 The client of session affinity is the network namespace: a pod, or the node itself. Node ports are translated for the
 node's own processes on loopback addresses; on its other addresses they are the nftables engine's.
 
-Cgroups: `EngineConfig.cgroups` names the parent cgroup of the node's pods and, where the node's own processes shall be
-served too, theirs: on a host that is one node the root of the hierarchy, which includes the pods; where several nodes
-are namespaces of one host each node's processes need a cgroup of their own. Programs on a cgroup and on one above it
-both run, so the list must not hold both.
+Cgroups: each hook has two programs. One is attached to the parent cgroup of the node's pods (`EngineConfig.cgroups`)
+and serves sockets outside the node's own network namespace; the other one is attached to the root of the hierarchy
+(`host_cgroup`) and serves those in it: the node's processes and pods of the host's network, whatever their cgroup. So
+no socket is served twice, although programs of a cgroup and of those above it all run, and nodes that are namespaces
+of one host do not meet. A socket that is no node's business pays one comparison.
+
+Choice: at random, where a heavier backend has more slots; or, of a consistent service, by a Maglev table in the slots,
+where the client's slot follows from its network namespace. What a slot means is settled in ebpf_plan.py, so that the
+programs know neither weights nor tables.
 """
 
 from __future__ import annotations
@@ -144,8 +149,12 @@ class EbpfEngine:
                 whole = delta.snapshot or zone != before
                 transition = self._whole(table.after(delta).services) if whole else self._difference(delta)
                 self._stage(transition)
-                refusal = self._apply_to_packets(delta, transition)
-                self._commit(transition)
+                if delta.snapshot:  # Packets may have been what served these sockets so far: no moment without either.
+                    self._commit(transition)
+                    refusal = self._apply_to_packets(delta, transition)
+                else:
+                    refusal = self._apply_to_packets(delta, transition)
+                    self._commit(transition)
         except EngineError:
             self._zone = before
             raise
@@ -156,7 +165,7 @@ class EbpfEngine:
         self._applied, self._broken = True, False
 
     def _apply_to_packets(self, delta: Delta, transition: Transition) -> EngineError | None:
-        """The nftables engine's turn, while nothing leads to what is staged."""
+        """The nftables engine's turn; of a delta while nothing leads to what is staged."""
         try:
             self._packets.apply(delta)
         except EngineError as error:

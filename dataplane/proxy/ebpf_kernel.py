@@ -35,6 +35,7 @@ REMEMBERED: Final = ("affinity", "flows")
 """Maps that forget the oldest where they are full."""
 MAPS: Final = (*ROUTE_MAPS, COUNTERS, *REMEMBERED, "sockets", "config")
 BPFFS: Final = Path("/sys/fs/bpf")
+PINS: Final = BPFFS / "kernelet"
 _SO_NETNS_COOKIE: Final = 71
 _COOKIE_BYTES: Final = 8
 POD, HOST = "pod", "host"
@@ -42,8 +43,8 @@ _LinkId = tuple[Path, str]
 """A cgroup, and the program that is attached to it."""
 
 
-def default_pins(node: str) -> Path:
-    return BPFFS / "kernelet" / node
+def pins_of(config: EngineConfig) -> Path:
+    return config.pins or PINS / config.node
 
 
 def cgroup_root() -> Path:
@@ -116,7 +117,7 @@ class Kernel:
     """Maps, programs and links of one node. Methods raise BpfError and EngineError."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.pins = config.pins or default_pins(config.node)
+        self.pins = pins_of(config)
         self._places: list[_LinkId] = [(cgroup, name) for cgroup in config.cgroups for name in programs(POD)]
         if config.host_cgroup is not None:
             self._places += [(config.host_cgroup, name) for name in programs(HOST)]

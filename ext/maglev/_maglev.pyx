@@ -8,12 +8,12 @@ from libc.stdlib cimport calloc, free, malloc
 cdef uint64_t _hash(bytes name, uint64_t seed):
     """FNV-1a, then a finalizer, since names differ in few bits and both a high and a low part of the hash are used."""
     cdef const unsigned char[:] data = name
-    cdef uint64_t value = 0xCBF29CE484222325 ^ seed
+    cdef uint64_t value = 0xCBF29CE484222325ULL ^ seed
     cdef Py_ssize_t index
     for index in range(data.shape[0]):
-        value = (value ^ data[index]) * 0x100000001B3
-    value = (value ^ (value >> 33)) * 0xFF51AFD7ED558CCD
-    value = (value ^ (value >> 33)) * 0xC4CEB9FE1A85EC53
+        value = (value ^ data[index]) * 0x100000001B3ULL
+    value = (value ^ (value >> 33)) * 0xFF51AFD7ED558CCDULL
+    value = (value ^ (value >> 33)) * 0xC4CEB9FE1A85EC53ULL
     return value ^ (value >> 33)
 
 
@@ -60,7 +60,7 @@ def table(names, weights, size):
     try:
         for index in range(count):
             choosers[index].slot = <uint32_t>(_hash(names[index], 0) % room)
-            choosers[index].skip = <uint32_t>(_hash(names[index], 0x9E3779B97F4A7C15) % (room - 1) + 1)
+            choosers[index].skip = <uint32_t>(_hash(names[index], 0x9E3779B97F4A7C15ULL) % (room - 1) + 1)
             choosers[index].weight = weights[index]
             heaviest = max(heaviest, choosers[index].weight)
         for index in range(room):
