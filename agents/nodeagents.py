@@ -35,7 +35,7 @@ from kernelet.core.security.kubeconfig import KubeconfigError, load_kubeconfig
 from kernelet.dataplane.overlay import OverlayConfig, OverlayError
 from kernelet.dataplane.podnet import DEFAULT_MTU, AddressesExhausted, PodNet, PodNetConfig, PodNetworkError
 from kernelet.dataplane.proxy import EngineConfig, EngineError, choose
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, cgroup_path, cgroup_root
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, cgroup_path, cgroup_root, pin_name
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class NodeAgents:
     async def _start_proxy(self, subnet: IPv4Network) -> None:
         options = self._options
         config = EngineConfig(options.name, (subnet,), (options.cluster_cidr,), (options.service_cidr,))
-        config = replace(config, pins=PINS / f"{options.cluster}.{options.name}")
+        config = replace(config, pins=PINS / pin_name(options.cluster, options.name))
         if options.engine in ("auto", "ebpf"):
             config = await self._with_cgroups(config)
         choice = await asyncio.to_thread(choose, options.engine, config)

@@ -19,7 +19,7 @@ from kernelet.agents.kubelet.volumes import memory_root
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
 from kernelet.core.security.kubeconfig import load_kubeconfig
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, remove_pins
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name, remove_pins
 
 from . import build, containers, topology
 from .paths import DOCKER_DATA, RUN_ROOT, ClusterPaths, existing_clusters
@@ -141,7 +141,7 @@ async def stop_node(name: str, node: str) -> None:
     topology.delete_node(name, node)
     await ask(paths, {"op": "stop", "unit": node, "signal": "SIGKILL"})
     await asyncio.to_thread(containers.kill_node, spec.docker_socket, name, node)
-    remove_programs(f"{name}.{node}")
+    remove_programs(pin_name(name, node))
 
 
 async def start_node(name: str, node: str) -> None:
@@ -167,7 +167,7 @@ async def delete(name: str, say: Say, *, keep_dockerd: bool = False) -> None:
     for folder in (paths.run, paths.state, memory_root(name)):
         if folder.exists():
             shutil.rmtree(folder)
-    remove_programs(f"{name}.*")
+    remove_programs(pin_name(name, "*"))
     remove_cgroups(f"{name}.")
     if not existing_clusters() and not keep_dockerd:
         say("stopping dockerd")
@@ -224,7 +224,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_programs(pattern: str) -> None:
-    """Detaches the socket programs of the nodes whose `<cluster>.<node>` matches, with maps and pins.
+    """Detaches the socket programs of the nodes whose `pin_name` matches, with maps and pins.
 
     Raises ClusterError naming what stays.
     """

@@ -18,7 +18,7 @@ from kernelet.agents.cluster.paths import ClusterPaths
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
 from kernelet.dataplane.proxy import EngineConfig, create_engine, programmed
-from kernelet.dataplane.proxy.ebpf_kernel import PINS
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
 from kernelet.ext import netns
 
 from .checks import Checks
@@ -259,8 +259,7 @@ async def _output(*argv: str) -> str:
 
 def kernel_backends(cluster: str, node: str) -> set[str]:
     """The addresses that a node's kernel sends new connections to, read back from it."""
-    pins = PINS / f"{cluster}.{node}"
-    config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),), pins=pins)
+    config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),), pins=PINS / pin_name(cluster, node))
 
     def read() -> set[str]:
         engine = create_engine(programmed(config), config)

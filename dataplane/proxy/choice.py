@@ -42,7 +42,7 @@ def choose(name: str, config: EngineConfig) -> Choice:
 
 
 def programmed(config: EngineConfig) -> str:
-    """The kernel engine whose routes clients on this node meet: "ebpf" where its programs are pinned, else "nftables"."""
+    """The kernel engine whose routes clients here meet: "ebpf" where its programs are pinned, else "nftables"."""
     from .ebpf_kernel import pins_of
 
     return "ebpf" if (pins_of(config) / "links").is_dir() else "nftables"

@@ -44,7 +44,15 @@ _LinkId = tuple[Path, str]
 
 
 def pins_of(config: EngineConfig) -> Path:
-    return config.pins or PINS / config.node
+    return config.pins or PINS / pin_name(config.node)
+
+
+def pin_name(*names: str) -> str:
+    """A folder's name for a node, which may be preceded by its cluster's.
+
+    A bpf filesystem takes no name with a dot; names in Kubernetes have no underscores.
+    """
+    return "_".join(names).replace(".", "_")
 
 
 def cgroup_root() -> Path:

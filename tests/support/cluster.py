@@ -26,7 +26,7 @@ from kernelet.core.api.kinds import KINDS
 from kernelet.core.client.client import Client
 from kernelet.core.security.kubeconfig import load_kubeconfig
 from kernelet.dataplane.proxy import EngineConfig, EngineError, create_engine, programmed
-from kernelet.dataplane.proxy.ebpf_kernel import PINS
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
 from kernelet.ext import netns
 
 JSON = dict[str, Any]
@@ -139,9 +139,9 @@ class Cluster:
         raise AssertionError(f"pod {uid} has no pause container")
 
     def routed(self, node: str) -> set[str]:
-        """The pod addresses that a node's kernel sends new connections of services to; none where it holds no routes."""
+        """The pod addresses that a node's kernel sends new connections of services to; none without routes."""
 
-        config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),), pins=PINS / f"{self.name}.{node}")
+        config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),), pins=PINS / pin_name(self.name, node))
 
         def read() -> set[str]:
             engine = create_engine(programmed(config), config)
