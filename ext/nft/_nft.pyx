@@ -12,6 +12,7 @@ import socket as sockets
 import struct
 from collections import namedtuple
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
@@ -26,6 +27,7 @@ cdef enum:
     NLM_F_ACK_TLVS = 0x200
     NLM_F_DUMP = 0x300
     NLM_F_CREATE = 0x400
+    NLM_F_APPEND = 0x800
     NLMSG_ERROR = 2
     NLMSG_DONE = 3
     NLA_TYPE = 0x3FFF
@@ -33,6 +35,7 @@ cdef enum:
     BATCH_BEGIN = 0x10
     BATCH_END = 0x11
     SUBSYSTEM = 10 << 8
+    NEWRULE = 6
     GETRULE = 7
     NEWSET = 9
     NEWSETELEM = 12
@@ -40,7 +43,11 @@ cdef enum:
     DELSETELEM = 14
     NEWGEN = 15
     GETGEN = 16
+    SET_INTERVAL = 4
     SET_MAP = 8
+    SET_TIMEOUT = 0x10
+    SET_EVAL = 0x20
+    SET_CONCAT = 0x80
     DATA_VERDICT = 0xFFFFFF00
     HEADER = 20  # nlmsghdr and nfgenmsg
     LIST_ROOM = 65000  # an attribute's length has 16 bits; an element takes up to about 400 bytes
@@ -296,10 +303,10 @@ class Socket:
         """The set's elements, each once. A hash table that the kernel is resizing lists some twice and others not."""
         payload = _name_attribute(1, table) + _name_attribute(2, set_name)
         for _ in range(_DUMP_TRIES):
-            found = []
+            found, count = {}, 0
             for body in self.dump(SUBSYSTEM | GETSETELEM, family, payload):
-                _collect(<bytes>body, found, counters)
-            if len({item[0] for item in found}) == len(found):
+                count += _collect(<bytes>body, found, counters)
+            if len(found) == count:
                 return found
         raise _unsteady()
 
@@ -307,7 +314,8 @@ class Socket:
         return self._listed(table, family, set_name, False)
 
     def counters(self, str table, int family, str set_name):
-        return self._listed(table, family, set_name, True)
+        found = self._listed(table, family, set_name, True)
+        return [(key, *_counter(counter)) for key, counter in found.items() if counter is not None]
 
     def rules(self, str table, int family):
         found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,22 +17,21 @@ from support.netns import run
 
 from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.nftables import NftablesEngine
-from kernelet.dataplane.proxy.ruleset import DROP, NONE
-from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Protocol, ServicePort, ServiceRoute
-from kernelet.ext.nft import AF_INET, AF_INET6, Batch, BatchError, ElementError, NetlinkError, Socket
+from kernelet.dataplane.proxy.numbers import DROP, NONE, seconds_of, slots_of
+from kernelet.dataplane.proxy.ruleset import HAIRPIN, IP, KINDS
+from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Prefix, Protocol, ServicePort, ServiceRoute
+from kernelet.ext.nft import AF_INET, AF_INET6, Batch, BatchError, NetlinkError, Socket
 
 from .topology import CONFIG, Feed, Topology, service
 
-SETS = [
-    f"{scope}{name}" for scope in ("", "local_") for name in ("services", "backends", "nodeports", "nodeport_backends")
-] + ["hairpin", "traffic"]
+SETS = [*(name for kind in KINDS[IP] for name in kind.sets), HAIRPIN]
 
 
 def kernel(topology: Topology) -> dict[tuple[int, str], dict[bytes, bytes | str | None]]:
     """Everything in the tables' sets."""
     with topology.node.entered(), Socket() as netlink:
         return {
-            (family, name): dict(netlink.elements("kernelet", family, name))
+            (family, name): netlink.elements("kernelet", family, name)
             for family in (AF_INET, AF_INET6)
             for name in SETS
         }
@@ -259,40 +259,64 @@ def test_a_table_of_an_incompatible_version_is_rebuilt(topology: Topology, feed:
         engine.close(keep=False)
 
 
-class Refusing(Socket):
-    """A netlink socket on which the kernel refuses one key's elements, as for want of memory."""
+@pytest.fixture
+def narrow(topology: Topology) -> Iterator[NftablesEngine]:
+    """An engine whose `services` map the kernel lets hold two elements."""
+    topology.node.run(
+        "nft",
+        "table ip kernelet { map services { type ipv4_addr . inet_proto . inet_service : classid; size 2; }\n }",
+    )
+    made = started(topology)
+    try:
+        yield made
+    finally:
+        made.close(keep=False)
 
-    key = b""
 
-    def commit(self, batch: Batch) -> None:
-        if self.key and self.key in batch.content():
-            raise BatchError([ElementError(errno.ENOMEM, "", "add", AF_INET, "kernelet", "services", self.key, None)])
-        super().commit(batch)
-
-
+@pytest.mark.parametrize("how", ["delta", "snapshot"])
 def test_a_refused_service_is_named_and_all_others_are_routed(
+    topology: Topology, narrow: NftablesEngine, feed: Feed, how: str
+) -> None:
+    narrow.apply(feed.change(service("a", "10.96.0.1", topology.web1.backend())))
+    delta = feed.change(
+        service("a", "10.96.0.1", topology.web2.backend()),
+        service("b", "10.96.0.2", topology.web1.backend()),
+        service("c", "10.96.0.3", topology.web1.backend(), node_port=30080),
+        service("d", "10.96.0.4", topology.web1.backend()),
+    )
+    with pytest.raises(EngineError) as caught:
+        narrow.apply(delta if how == "delta" else feed.snapshot())
+    refused = {item for item in "abcd" if f"service default/{item}:" in str(caught.value)}
+    assert len(refused) == 2, "the map has room for two"
+    assert re.search(r"refused to add element 10\.96\.0\.\d \. tcp \. 80 of nftables map services", str(caught.value))
+    for number, name in enumerate("abcd", 1):
+        if name not in refused:
+            expected = topology.web2 if name == "a" else topology.web1
+            assert topology.client.ask(f"10.96.0.{number}") == expected.address
+    assert topology.outside.ask("192.0.2.1", 30080) == topology.web1.address, "what else the service has is routed"
+    with pytest.raises(EngineError, match="snapshot"):
+        narrow.apply(feed.change())
+    with pytest.raises(EngineError, match="refused to add element"):
+        narrow.repair()
+    feed.change(removed=tuple(refused)[:1])
+    feed.change(removed=tuple(refused)[1:])
+    narrow.apply(feed.snapshot())
+    assert narrow.repair() == 0
+    narrow.apply(feed.change(service("a", "10.96.0.1", topology.web1.backend())))
+
+
+def test_a_service_that_cannot_be_had_does_not_keep_others_from_being_routed(
     topology: Topology, engine: NftablesEngine, feed: Feed
 ) -> None:
     engine.apply(feed.change(service("good", "10.96.0.1", topology.web1.backend())))
-    with topology.node.entered():
-        refusing = Refusing()
-    refusing.key = ip_address("10.96.0.2").packed + b"\x06\0\0\0\0\x50\0\0"
-    engine._socket, real = refusing, engine._socket
-    assert real is not None
-    real.close()
-    with pytest.raises(EngineError, match=r"default/bad.*10\.96\.0\.2 \. tcp \. 80.*services.*Cannot allocate"):
+    with pytest.raises(EngineError, match=r"service default/bad has a port .*; other services are routed"):
         engine.apply(
             feed.change(
-                service("bad", "10.96.0.2", topology.web1.backend()),
+                service("bad", "10.96.0.2", topology.web1.backend(), port=70000),
                 service("good", "10.96.0.1", topology.web2.backend()),
             )
         )
     assert topology.client.ask("10.96.0.1") == topology.web2.address
-    with pytest.raises(EngineError, match="snapshot"):
-        engine.apply(feed.change())
-    refusing.key = b""
-    engine.apply(feed.snapshot())
-    assert topology.client.ask("10.96.0.2") == topology.web1.address
 
 
 def test_the_kernel_names_the_element_it_refuses(topology: Topology, engine: NftablesEngine) -> None:
@@ -308,7 +332,7 @@ def test_the_kernel_names_the_element_it_refuses(topology: Topology, engine: Nft
             ("delete", "services", b"\1" * 12, errno.ENOENT),
             ("add", "np_chains", b"\6\0\0\1", errno.ENOENT),
         ]
-        assert netlink.elements("kernelet", AF_INET, "services") == [], "all or nothing"
+        assert netlink.elements("kernelet", AF_INET, "services") == {}, "all or nothing"
         with pytest.raises(NetlinkError) as missing:
             netlink.elements("kernelet", AF_INET, "nosuchset")
         assert missing.value.errno == errno.ENOENT
@@ -330,8 +354,16 @@ def backends() -> st.SearchStrategy[tuple[Backend, ...]]:
     flags = st.sampled_from(
         [BackendFlag.READY, BackendFlag.NONE, BackendFlag.SERVING | BackendFlag.TERMINATING, BackendFlag.SERVING]
     )
-    one = st.builds(Backend, v4 | v6, st.sampled_from([80, 8080]), flags, st.sampled_from(["here", "there", ""]))
+    weights = st.sampled_from([1, 1, 1, 2, 6, 255])
+    nodes = st.sampled_from(["here", "there", ""])
+    one = st.builds(Backend, v4 | v6, st.sampled_from([80, 8080]), flags, nodes, weights)
     return st.lists(one, max_size=7).map(tuple)
+
+
+RANGES: list[Prefix] = [
+    (ip_address(text).packed, bits)
+    for text, bits in (("10.0.0.0", 8), ("10.244.0.0", 16), ("192.0.2.1", 32), ("fd00::", 16), ("::", 0))
+]
 
 
 def one_service() -> st.SearchStrategy[ServiceRoute]:
@@ -349,6 +381,9 @@ def one_service() -> st.SearchStrategy[ServiceRoute]:
         ips,
         external_local=st.booleans(),
         internal_local=st.booleans(),
+        affinity_seconds=st.sampled_from([0, 0, 600, 7200]),
+        balancer_ips=ips,
+        source_ranges=st.lists(st.sampled_from(RANGES), max_size=3).map(tuple),
     )
 
 
@@ -384,17 +419,17 @@ def test_after_any_sequence_of_changes_the_kernel_equals_a_fresh_one_given_the_s
 
 
 def dense(held: dict[tuple[int, str], dict[bytes, bytes | str | None]]) -> bool:
-    """Every frontend of N backends has exactly the slots 0..N-1, and no slot is without a frontend."""
-    for (family, name), items in held.items():
-        if not name.endswith(("services", "nodeports")):
-            continue
-        slots = held[family, name.replace("services", "backends").replace("nodeports", "nodeport_backends")]
-        expected = {
-            key + slot.to_bytes(4, sys.byteorder)
-            for key, count in items.items()
-            if isinstance(count, bytes) and count not in (NONE, DROP)
-            for slot in range(int.from_bytes(count, sys.byteorder))
-        }
-        if expected != slots.keys():
+    """Every frontend of N slots has exactly the slots 0..N-1, each with an id under affinity, and no slot is alone."""
+    for kind in (kind for made in KINDS.values() for kind in made):
+        slots, sticky = set(), set()
+        for key, data in held[kind.family.number, kind.frontends].items():
+            assert isinstance(data, bytes)
+            number = 0 if data in (NONE, DROP) else int.from_bytes(data, sys.byteorder)
+            keys = {key + slot.to_bytes(4, sys.byteorder) for slot in range(slots_of(number))}
+            slots |= keys
+            sticky |= keys if seconds_of(number) else set()
+        ids = held[kind.family.number, kind.ids]
+        named = {key[:-4] + number for key, number in ids.items() if isinstance(number, bytes)}
+        if ids.keys() != sticky or held[kind.family.number, kind.backends].keys() != slots | named:
             return False
     return True

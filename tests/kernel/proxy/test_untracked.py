@@ -126,7 +126,8 @@ def test_connections_through_a_service_live_through_its_removal_a_restart_and_a_
         second.apply(feed.snapshot())
         assert all(talk.goes_on() for talk in talks)
         topology.node.run("nft", "flush ruleset")
-        second._ensure_base()
+        assert second._session is not None
+        second._session.structure.ensure()
         assert all(talk.goes_on() for talk in talks), "rules without their elements let nothing past conntrack"
         assert second.repair() > 0
         assert all(talk.goes_on() for talk in talks)
