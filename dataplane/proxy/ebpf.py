@@ -51,6 +51,10 @@ namespace, while whoever enters that namespace from elsewhere (nsenter(1)) is se
 although programs of a cgroup and of those above it all run, and nodes that are namespaces of one host do not meet. A
 socket that is no node's business pays a comparison and a lookup.
 
+In place of the nftables engine: it goes on translating packets until the first routes are in the maps, so new
+connections do not notice. Those it had translated between pods end, since their packets are not tracked any more; drain
+a node before it changes engines. The other way nothing ends: connections of sockets need no engine.
+
 Choice: at random, where a heavier backend has more slots; or, of a consistent service, by a Maglev table in the slots,
 where the client's slot follows from its network namespace. What a slot means is settled in ebpf_plan.py, so that the
 programs know neither weights nor tables.
