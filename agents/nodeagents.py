@@ -10,7 +10,7 @@ import platform
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from kernelet.core.client.informer import Change, Informer
 from kernelet.core.security.kubeconfig import KubeconfigError, load_kubeconfig
 from kernelet.dataplane.overlay import OverlayConfig, OverlayError
 from kernelet.dataplane.podnet import DEFAULT_MTU, AddressesExhausted, PodNet, PodNetConfig, PodNetworkError
-from kernelet.dataplane.proxy import EngineConfig, EngineError
+from kernelet.dataplane.proxy import EngineConfig, EngineError, choose
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, cgroup_path, cgroup_root, pin_name, serve_namespace
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class NodeAgents:
         self._feed = RouteFeedClient(client, options.connection, options.name, component, self._sinks)
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
+        self._pins = PINS / pin_name(options.cluster, options.name)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -187,7 +189,7 @@ class NodeAgents:
         self._tasks.create_task(self._feed.run(), name="route feed")
         if "dns" in self._parts:
             self._tasks.create_task(self._keep_dns(podnet.gateway), name="dns")
-        return KubeletNetwork(podnet)
+        return KubeletNetwork(podnet, self._pins)
 
     async def _start_overlay(self, subnet: IPv4Network) -> int:
         options = self._options
@@ -202,7 +204,12 @@ class NodeAgents:
     async def _start_proxy(self, subnet: IPv4Network) -> None:
         options = self._options
         config = EngineConfig(options.name, (subnet,), (options.cluster_cidr,), options.service_cidrs)
-        proxy = ProxyAgent(options.engine, config)
+        config = replace(config, pins=self._pins)
+        if options.engine in ("auto", "ebpf"):
+            config = await self._with_cgroups(config)
+        choice = await asyncio.to_thread(choose, options.engine, config)
+        log.info("proxy engine %s: %s", *choice)
+        proxy = ProxyAgent(choice, config)
         await proxy.start()
         self._stack.push_async_callback(proxy.close)
         checks = HealthChecks(options.name, self._recorder)
@@ -219,6 +226,18 @@ class NodeAgents:
             return await self._proxy.routes()
         except EngineError as error:
             raise RuntimeFailure(str(error)) from error
+
+    async def _with_cgroups(self, config: EngineConfig) -> EngineConfig:
+        """With the cgroups of this node's sockets; without them where this host has no cgroup2 hierarchy."""
+        options = self._options
+        try:
+            root = cgroup_root()
+        except EngineError as error:
+            log.warning("%s", error)
+            return config
+        driver = await _cgroup_driver(options.docker_socket)
+        pods = root / cgroup_path(cgroup_parent(NodeIdentity(options.cluster, options.name), driver))
+        return replace(config, cgroups=(pods,), host_cgroup=root)
 
     async def _keep_dns(self, address: str) -> None:
         """A DNS server that cannot listen must not take the pods' kubelet with it."""
@@ -256,8 +275,10 @@ def _as_runtime_failure() -> Iterator[None]:
 class KubeletNetwork:
     """The built-in pod network in the shape that the kubelet plugs in."""
 
-    def __init__(self, podnet: PodNet) -> None:
+    def __init__(self, podnet: PodNet, pins: Path) -> None:
+        """`pins`: where this node's socket programs are, if any."""
         self._podnet = podnet
+        self._pins = pins
 
     async def start(self) -> None:
         """Started by its owner."""
@@ -266,6 +287,10 @@ class KubeletNetwork:
         """Raises RuntimeFailure, which the kubelet reports on the pod and tries again."""
         with _as_runtime_failure():
             attached = await self._podnet.attach(pod_id, pid)
+        try:
+            await asyncio.to_thread(serve_namespace, self._pins, pid)
+        except OSError as error:
+            raise RuntimeFailure(f"pod {pod_id}: {error.strerror or error}") from error
         return PodNetworkStatus(attached.addresses, attached.gateway)
 
     async def detach(self, pod_id: str) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from kernelet.agents.routes.report import report
-from kernelet.dataplane.proxy import create_engine
+from kernelet.dataplane.proxy import Choice, create_engine, make_way
 from kernelet.dataplane.proxy.engine import Engine, EngineConfig, EngineError
 from kernelet.dataplane.repair import keep_repaired
 from kernelet.dataplane.routes import Delta, RouteTable
@@ -22,9 +22,11 @@ T = TypeVar("T")
 class ProxyAgent:
     """Owns one engine and the one thread that calls it."""
 
-    def __init__(self, engine_name: str, config: EngineConfig) -> None:
-        self._engine: Engine = create_engine(engine_name, config)
-        self._node, self._asked = config.node, engine_name
+    def __init__(self, choice: Choice, config: EngineConfig) -> None:
+        self._engine: Engine = create_engine(choice.engine, config)
+        self._config = config
+        self._reason = choice.reason
+        self._alone = False
         self._table = RouteTable()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._applied = asyncio.Event()
@@ -41,6 +43,9 @@ class ProxyAgent:
     def _apply(self, delta: Delta) -> None:
         self._engine.apply(delta)
         self._table.apply(delta)
+        if not self._alone:
+            make_way(self._engine.name, self._config)
+            self._alone = True
 
     async def routes(self) -> dict[str, Any]:
         """The version last applied beside what the kernel holds, as in agents.routes.report. Raises EngineError."""
@@ -48,8 +53,7 @@ class ProxyAgent:
 
     def _report(self) -> dict[str, Any]:
         """In the engine's thread, so that no version comes between the two."""
-        reason = f"asked for {self._asked}" if self._asked != self._engine.name else ""
-        return report(self._node, self._engine.name, reason, self._table, self._engine.restore())
+        return report(self._config.node, self._engine.name, self._reason, self._table, self._engine.restore())
 
     async def watch(self) -> None:
         """Repairs what others change in the kernel, until cancelled.

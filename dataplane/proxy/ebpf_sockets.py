@@ -1,9 +1,9 @@
 """Connected UDP sockets whose backend has left their service.
 
 Nothing tells them: what they send is lost, and no hook sees it, since a connected socket names no peer. They are found
-with sock_diag(7) in the network namespaces of the processes in the engine's cgroups and disconnected (SOCK_DESTROY):
-whoever waits for an answer sees ECONNABORTED, whoever sends EDESTADDRREQ, and both connect again. Map `flows` says
-which sockets owe their peer to a service; those that connected to the backend themselves are left alone.
+with sock_diag(7) in the node's network namespace and in those of the processes in the pods' cgroups, and disconnected
+(SOCK_DESTROY): whoever waits for an answer sees ECONNABORTED, whoever sends EDESTADDRREQ, and both connect again. Map
+`flows` says which sockets owe their peer to a service; those that connected to the backend themselves are left alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +25,10 @@ from kernelet.ext.libbpf import Map
 from kernelet.ext.netns import open_of_pid, run_in
 
 from ..routes import Protocol
+from .ebpf_kernel import netns_cookie
 from .ebpf_ledger import Held, Transition
-from .ebpf_plan import Key, endpoints
+from .ebpf_plan import Key, distinct
+from .engine import EngineConfig
 
 _log = logging.getLogger(__name__)
 _NETLINK_SOCK_DIAG: Final = 4
@@ -50,16 +55,16 @@ def stale(transition: Transition, held: Mapping[Key, Held]) -> StaleSockets:
         before = held.get(key)
         if key[-2] != Protocol.UDP or key[-1] != SCOPE_ADDRESS or before is None:
             continue
-        left = set(endpoints(before.target.pool)).difference(endpoints(item.target.pool) if item else ())
+        left = distinct(before.target.pool).difference(distinct(item.target.pool) if item else ())
         for endpoint in left:
             found.setdefault(endpoint, set()).add(key)
     return found
 
 
-def release(stale_sockets: StaleSockets, flows: Map, cgroups: Iterable[Path]) -> int:
-    """Disconnects the sockets of processes in the cgroups that still send to these endpoints; how many."""
+def release(stale_sockets: StaleSockets, flows: Map, config: EngineConfig) -> int:
+    """Disconnects the sockets that still send to these endpoints; how many. To be called in the node's namespace."""
     count = 0
-    for namespace in _namespaces(cgroups):
+    for namespace in _namespaces(config):
         try:
             with run_in(namespace, _diag_socket) as diag:
                 for family in (socket.AF_INET, socket.AF_INET6):
@@ -72,28 +77,63 @@ def release(stale_sockets: StaleSockets, flows: Map, cgroups: Iterable[Path]) ->
     return count
 
 
+def present_namespaces(config: EngineConfig) -> set[bytes]:
+    """Cookies of the network namespaces of pods that run already: processes in the pods' cgroups are in them.
+
+    A container's first process is in its cgroup for a moment before it leaves the namespace of whoever starts it, so
+    only namespaces with an address in this node's pod subnets count.
+    """
+    found = set()
+    for namespace in _namespaces(replace(config, host_cgroup=None)):
+        try:
+            if run_in(namespace, lambda: _is_pods(config)):
+                found.add(run_in(namespace, netns_cookie))
+        finally:
+            os.close(namespace)
+    return found
+
+
+def _is_pods(config: EngineConfig) -> bool:
+    """Whether the thread's network namespace would send to other pods from a pod's address."""
+    for network in config.cluster_cidrs:
+        with socket.socket(socket.AF_INET if network.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((str(network[1]), 9))  # sends nothing
+            except OSError:
+                continue  # no way there
+            own = ip_address(probe.getsockname()[0])
+            if any(own in subnet for subnet in config.pod_cidrs):
+                return True
+    return False
+
+
 def _diag_socket() -> socket.socket:
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
     made.settimeout(5)
     return made
 
 
-def _namespaces(cgroups: Iterable[Path]) -> Iterator[int]:
-    """A descriptor of each network namespace that processes in the cgroups are in; the caller closes it."""
+def _namespaces(config: EngineConfig) -> Iterator[int]:
+    """A descriptor of each network namespace that is served; the caller closes it."""
     seen = set()
-    for cgroup in cgroups:
+    for descriptor in _all_namespaces(config):
+        number = os.fstat(descriptor).st_ino
+        if number in seen:
+            os.close(descriptor)
+        else:
+            seen.add(number)
+            yield descriptor
+
+
+def _all_namespaces(config: EngineConfig) -> Iterator[int]:
+    """The same, with as many for one namespace as processes are in it."""
+    if config.host_cgroup is not None:
+        yield os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    for cgroup in config.cgroups:
         for file in cgroup.rglob("cgroup.procs"):
             for pid in _pids(file):
-                try:
-                    descriptor = open_of_pid(pid)
-                except FileNotFoundError:
-                    continue  # it has ended
-                number = os.fstat(descriptor).st_ino
-                if number in seen:
-                    os.close(descriptor)
-                else:
-                    seen.add(number)
-                    yield descriptor
+                with suppress(FileNotFoundError):  # it has ended
+                    yield open_of_pid(pid)
 
 
 def _pids(file: Path) -> list[int]:

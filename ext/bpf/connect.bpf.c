@@ -56,11 +56,8 @@ static __always_inline bool is_loopback(const struct endpoint *peer) {
 
 /* The key under which a service at this address would be found. A pod's loopback is its own; the node's leads to node
  * ports: an IPv4 one has the mapped form of 0.0.0.0, an IPv6 one is ::. */
-static __always_inline void key_of(struct bpf_sock_addr *ctx, const struct endpoint *peer, __u64 netns,
+static __always_inline void key_of(struct bpf_sock_addr *ctx, const struct endpoint *peer, bool of_node,
                                    struct service_key *key) {
-    __u32 zero = 0;
-    struct config *node;
-
     key->address[0] = peer->address[0];
     key->address[1] = peer->address[1];
     key->address[2] = peer->address[2];
@@ -68,66 +65,78 @@ static __always_inline void key_of(struct bpf_sock_addr *ctx, const struct endpo
     key->port = peer->port;
     key->protocol = ctx->protocol;
     key->scope = SCOPE_ADDRESS;
-    if (!is_loopback(peer))
-        return;
-    node = bpf_map_lookup_elem(&config, &zero);
-    if (node && node->node_netns == netns) {
+    if (of_node && is_loopback(peer)) {
         key->address[3] = 0;
         key->scope = SCOPE_NODE_PORT;
     }
 }
 
+/* Programs on the host's cgroup serve the node's own namespace and those that are known to be its pods'; programs on
+ * the pods' cgroup all others that they meet. So a socket is served once, although the programs of a cgroup and of
+ * those above it all run, and several nodes may be namespaces of one host. */
+static __always_inline bool serves(bool on_host, __u64 netns, bool *of_node) {
+    __u32 zero = 0;
+    struct config *node = bpf_map_lookup_elem(&config, &zero);
+
+    *of_node = node && node->node_netns == netns;
+    return (*of_node || bpf_map_lookup_elem(&namespaces, &netns)) == on_host;
+}
+
 /* Makes the system call fail at once: with ECONNREFUSED, or before Linux 5.18 with EPERM. */
-static __always_inline int refuse(const struct service_key *key) {
-    count(key, true);
+static __always_inline int refuse(__u32 counter) {
+    count(counter, true);
     if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
         bpf_set_retval(REFUSE_ERRNO);
     return 0;
 }
 
-static __always_inline void forget_peer(struct bpf_sock_addr *ctx) {
-    struct socket_state *state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
-    if (!state)
-        return;
-    bpf_spin_lock(&state->lock);
-    state->peer_backend.port = 0;
-    bpf_spin_unlock(&state->lock);
+static __always_inline struct flow_key flow_of(struct bpf_sock_addr *ctx, const struct endpoint *backend) {
+    struct flow_key flow = {.cookie = bpf_get_socket_cookie(ctx), .backend = *backend};
+
+    return flow;
 }
 
 static __always_inline void note_flow(struct bpf_sock_addr *ctx, const struct endpoint *backend,
                                       const struct endpoint *peer) {
-    struct flow_key flow = {.cookie = bpf_get_socket_cookie(ctx), .backend = *backend};
+    struct flow_key flow = flow_of(ctx, backend);
+
     bpf_map_update_elem(&flows, &flow, peer, BPF_ANY);
 }
 
-static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool six) {
+/* A UDP socket, which may connect again and again, now means the backend itself. */
+static __always_inline void forget_flow(struct bpf_sock_addr *ctx, const struct endpoint *backend) {
+    struct flow_key flow;
+
+    if (ctx->protocol != IPPROTO_UDP || !bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0))
+        return;
+    flow = flow_of(ctx, backend);
+    bpf_map_delete_elem(&flows, &flow);
+}
+
+static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool on_host, bool six) {
     struct endpoint peer, backend = {};
     struct service_key key;
-    struct socket_state *state;
-    __u32 set = 0;
+    __u32 set = 0, counter = 0;
     __u64 netns = bpf_get_netns_cookie(ctx);
+    bool of_node;
 
+    if (!serves(on_host, netns, &of_node))
+        return 1;
     read_peer(ctx, six, &peer);
-    key_of(ctx, &peer, netns, &key);
-    switch (choose(&key, netns, &backend, &set)) {
+    key_of(ctx, &peer, of_node, &key);
+    switch (choose(&key, netns, &backend, &set, &counter)) {
     case NO_SERVICE:
-        forget_peer(ctx);
+        forget_flow(ctx, &peer);
         return 1;
     case REFUSED:
-        return refuse(&key);
+        return refuse(counter);
     case CHOSEN:
         break;
     }
-    count(&key, false);
-    state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-    if (state) {
-        bpf_spin_lock(&state->lock);
-        state->peer = peer;
-        state->peer_backend = backend;
-        bpf_spin_unlock(&state->lock);
-    }
-    if (ctx->protocol == IPPROTO_UDP) /* by this the agent finds sockets that are stuck on a backend */
-        note_flow(ctx, &backend, &peer);
+    count(counter, false);
+    if (ctx->protocol == IPPROTO_UDP)
+        bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+    note_flow(ctx, &backend, &peer);
     write_peer(ctx, six, &backend);
     return 1;
 }
@@ -135,7 +144,7 @@ static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool six) {
 /* Whether the socket sent to this service last and may go on with the same backend: its set has not changed since. */
 static __always_inline bool resume(struct socket_state *state, const struct service_key *key,
                                    struct endpoint *backend) {
-    struct service service;
+    struct service *service;
     __u32 set;
     bool same;
 
@@ -144,32 +153,38 @@ static __always_inline bool resume(struct socket_state *state, const struct serv
     set = state->sent_set;
     *backend = state->sent_backend;
     bpf_spin_unlock(&state->lock);
-    return same && set && find_service(key, &service) && service.set == set;
+    if (!same || !set)
+        return false;
+    service = bpf_map_lookup_elem(&services, key);
+    return service && set_now(service) == set;
 }
 
-static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool six) {
+static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool on_host, bool six) {
     struct endpoint peer, backend = {};
     struct service_key key;
     struct socket_state *state;
-    __u32 set = 0;
+    __u32 set = 0, counter = 0;
     __u64 netns = bpf_get_netns_cookie(ctx);
+    bool of_node;
 
+    if (!serves(on_host, netns, &of_node))
+        return 1;
     read_peer(ctx, six, &peer);
-    key_of(ctx, &peer, netns, &key);
+    key_of(ctx, &peer, of_node, &key);
     state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
     if (state && resume(state, &key, &backend)) {
         write_peer(ctx, six, &backend);
         return 1;
     }
-    switch (choose(&key, netns, &backend, &set)) {
+    switch (choose(&key, netns, &backend, &set, &counter)) {
     case NO_SERVICE:
         return 1;
     case REFUSED:
-        return refuse(&key);
+        return refuse(counter);
     case CHOSEN:
         break;
     }
-    count(&key, false);
+    count(counter, false);
     if (!state)
         state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
     if (state) {
@@ -185,54 +200,35 @@ static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool six) {
 }
 
 /* The service's address in place of the backend's, for a socket that was told so. */
-static __always_inline int tell_service(struct bpf_sock_addr *ctx, bool six, bool connected_only) {
-    struct endpoint backend, peer = {};
-    struct socket_state *state;
-    bool known = false;
+static __always_inline int tell_service(struct bpf_sock_addr *ctx, bool on_host, bool six) {
+    struct endpoint backend, *peer;
+    struct flow_key flow;
+    bool of_node;
 
-    state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
-    if (!state)
-        return 1; /* has never met a service */
+    if (!serves(on_host, bpf_get_netns_cookie(ctx), &of_node))
+        return 1;
+    if (ctx->protocol == IPPROTO_UDP && !bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0))
+        return 1;
     read_peer(ctx, six, &backend);
-    bpf_spin_lock(&state->lock);
-    if (same_endpoint(&state->peer_backend, &backend)) {
-        peer = state->peer;
-        known = true;
-    }
-    bpf_spin_unlock(&state->lock);
-    if (!known && !connected_only) {
-        struct flow_key flow = {.cookie = bpf_get_socket_cookie(ctx), .backend = backend};
-        struct endpoint *held = bpf_map_lookup_elem(&flows, &flow);
-        if (held) {
-            peer = *held;
-            known = true;
-        }
-    }
-    if (known)
-        write_peer(ctx, six, &peer);
+    flow = flow_of(ctx, &backend);
+    peer = bpf_map_lookup_elem(&flows, &flow);
+    if (peer)
+        write_peer(ctx, six, peer);
     return 1;
 }
 
-SEC("cgroup/connect4")
-int connect4(struct bpf_sock_addr *ctx) { return do_connect(ctx, false); }
+/* Each hook has a program for the pods' cgroup and one for the host's. */
+#define HOOK(hook, body, six)                                                                                          \
+    SEC("cgroup/" #hook)                                                                                               \
+    int pod_##hook(struct bpf_sock_addr *ctx) { return body(ctx, false, six); }                                        \
+    SEC("cgroup/" #hook)                                                                                               \
+    int host_##hook(struct bpf_sock_addr *ctx) { return body(ctx, true, six); }
 
-SEC("cgroup/connect6")
-int connect6(struct bpf_sock_addr *ctx) { return do_connect(ctx, true); }
-
-SEC("cgroup/sendmsg4")
-int sendmsg4(struct bpf_sock_addr *ctx) { return do_sendmsg(ctx, false); }
-
-SEC("cgroup/sendmsg6")
-int sendmsg6(struct bpf_sock_addr *ctx) { return do_sendmsg(ctx, true); }
-
-SEC("cgroup/recvmsg4")
-int recvmsg4(struct bpf_sock_addr *ctx) { return tell_service(ctx, false, false); }
-
-SEC("cgroup/recvmsg6")
-int recvmsg6(struct bpf_sock_addr *ctx) { return tell_service(ctx, true, false); }
-
-SEC("cgroup/getpeername4")
-int getpeername4(struct bpf_sock_addr *ctx) { return tell_service(ctx, false, true); }
-
-SEC("cgroup/getpeername6")
-int getpeername6(struct bpf_sock_addr *ctx) { return tell_service(ctx, true, true); }
+HOOK(connect4, do_connect, false)
+HOOK(connect6, do_connect, true)
+HOOK(sendmsg4, do_sendmsg, false)
+HOOK(sendmsg6, do_sendmsg, true)
+HOOK(recvmsg4, tell_service, false)
+HOOK(recvmsg6, tell_service, true)
+HOOK(getpeername4, tell_service, false)
+HOOK(getpeername6, tell_service, true)

@@ -38,6 +38,10 @@ class Client:
         if cgroup is not None:
             (cgroup / "cgroup.procs").write_text(str(self._process.pid))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __getattr__(self, function: str) -> Callable[..., Any]:
         def call(*arguments: object) -> Any:
             assert self._process.stdin and self._process.stdout
@@ -80,6 +84,18 @@ class Node:
             made.start()
         return made
 
+    def another(self, namespace: Namespace) -> EbpfEngine:
+        """The started engine of another node of this host, whose namespace that is; it goes with this node."""
+        assert self.config.pins
+        name = f"{self.config.pins.name}-other"
+        cgroup = cgroup_root() / name
+        self.stack.callback(_remove_cgroup, cgroup)
+        with namespace.entered():
+            made = EbpfEngine(replace(self.config, cgroups=(cgroup,), pins=self.config.pins.with_name(name)))
+            self.stack.callback(_remove_engine, namespace, made)
+            made.start()
+        return made
+
     def client(self, namespace: Namespace | None = None, *, served: bool = True) -> Client:
         """In the client pod, or elsewhere; its cgroup is hooked unless `served` is false."""
         made = Client(namespace or self.topology.client.namespace, self.cgroup if served else None)
@@ -114,13 +130,13 @@ def bpffs() -> Iterator[None]:
 def node(topology: Topology, bpffs: None) -> Iterator[Node]:
     name = f"kl-test-{secrets.token_hex(4)}"
     cgroup = cgroup_root() / name
-    config = replace(CONFIG, cgroups=(cgroup,), pins=BPFFS / "kernelet" / name)
+    config = replace(CONFIG, cgroups=(cgroup,), host_cgroup=cgroup_root(), pins=BPFFS / "kernelet" / name)
     with contextlib.ExitStack() as stack:
         cgroup.mkdir()
         stack.callback(_remove_cgroup, cgroup)
         with topology.node.entered():
             remover = EbpfEngine(config)
-        stack.callback(_remove_engine, topology, remover)
+        stack.callback(_remove_engine, topology.node, remover)
         yield Node(topology, config, stack)
 
 
@@ -129,8 +145,8 @@ def _remove_cgroup(cgroup: Path) -> None:
         cgroup.rmdir()
 
 
-def _remove_engine(topology: Topology, engine: EbpfEngine) -> None:
-    with topology.node.entered():
+def _remove_engine(namespace: Namespace, engine: EbpfEngine) -> None:
+    with namespace.entered():
         engine.close(keep=False)
 
 
