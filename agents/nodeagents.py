@@ -207,7 +207,7 @@ class NodeAgents:
             config = await self._with_cgroups(config)
         choice = await asyncio.to_thread(choose, options.engine, config)
         log.info("proxy engine %s: %s", *choice)
-        proxy = ProxyAgent(choice.engine, config)
+        proxy = ProxyAgent(choice, config)
         await proxy.start()
         self._stack.push_async_callback(proxy.close)
         self._sinks.append(proxy)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from kernelet.dataplane.proxy import create_engine, make_way
+from kernelet.dataplane.proxy import Choice, create_engine, make_way
 from kernelet.dataplane.proxy.engine import Engine, EngineConfig, EngineError
 from kernelet.dataplane.repair import keep_repaired
 from kernelet.dataplane.routes import Delta, RouteTable
@@ -21,8 +21,9 @@ T = TypeVar("T")
 class ProxyAgent:
     """Owns one engine and the one thread that calls it."""
 
-    def __init__(self, engine_name: str, config: EngineConfig) -> None:
-        self._engine: Engine = create_engine(engine_name, config)
+    def __init__(self, choice: Choice, config: EngineConfig) -> None:
+        self.choice = choice
+        self._engine: Engine = create_engine(choice.engine, config)
         self._config = config
         self._alone = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
