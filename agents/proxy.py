@@ -23,9 +23,9 @@ class ProxyAgent:
     """Owns one engine and the one thread that calls it."""
 
     def __init__(self, choice: Choice, config: EngineConfig) -> None:
+        self.choice = choice
         self._engine: Engine = create_engine(choice.engine, config)
         self._config = config
-        self._reason = choice.reason
         self._alone = False
         self._table = RouteTable()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -53,7 +53,7 @@ class ProxyAgent:
 
     def _report(self) -> dict[str, Any]:
         """In the engine's thread, so that no version comes between the two."""
-        return report(self._config.node, self._engine.name, self._reason, self._table, self._engine.restore())
+        return report(self._config.node, self._engine.name, self.choice.reason, self._table, self._engine.restore())
 
     async def watch(self) -> None:
         """Repairs what others change in the kernel, until cancelled.

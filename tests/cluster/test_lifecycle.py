@@ -27,6 +27,7 @@ from support.manifests import apart, deployment, pod, service
 from support.traffic import get, resolve
 
 from kernelet.agents.cluster.build import kernelet_command
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
 
 JSON = dict[str, Any]
 KERNELET = kernelet_command()
@@ -71,6 +72,8 @@ async def test_two_clusters_with_the_same_names_do_not_meet(single: Cluster) -> 
     shown = (await single.kernelet("cluster", "list")).out
     assert other.name not in shown
     assert not list(Path("/run/netns").glob(f"kl-{other.name}*"))
+    assert not list(PINS.glob(f"{other.name}_*"))
+    assert list(PINS.glob(f"{single.name}_*")) == [PINS / pin_name(single.name, "node-1")]
 
 
 async def test_a_name_that_is_taken_is_refused_and_the_cluster_stays(single: Cluster) -> None:
