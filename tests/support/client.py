@@ -14,6 +14,8 @@ import sys
 import time
 from typing import Any
 
+from . import sctp as _sctp
+
 _kept: dict[str, socket.socket] = {}
 
 
@@ -25,14 +27,18 @@ def _error(error: OSError) -> dict[str, Any]:
     return {"error": errno.errorcode.get(error.errno or 0, str(error))}
 
 
-def tcp(address: str, port: int, times: int = 1, mapped: bool = False) -> list[dict[str, Any]]:
+def tcp(
+    address: str, port: int, times: int = 1, mapped: bool = False, timeout: float = 2.0, source: str = ""
+) -> list[dict[str, Any]]:
     """Connects again and again: who answered, and whom the socket believes it talks to; or what went wrong."""
     found = []
     for _ in range(times):
         start = time.monotonic()
         with socket.socket(socket.AF_INET6 if mapped else _family(address), socket.SOCK_STREAM) as made:
-            made.settimeout(2)
+            made.settimeout(timeout)
             try:
+                if source:
+                    made.bind((source, 0))
                 made.connect((f"::ffff:{address}" if mapped else address, port))
                 name = made.recv(256).decode().strip()
                 found.append({"name": name, "peer": made.getpeername()[:2]})
@@ -94,6 +100,25 @@ def send_again(key: str) -> dict[str, Any]:
         return _error(error)
 
 
+def persist(key: str, address: str, port: int, times: int) -> list[dict[str, Any]]:
+    """Datagrams through a connected socket that is kept, which is connected again where the kernel reports an error."""
+    found: list[dict[str, Any]] = []
+    for _ in range(times):
+        answer = send_again(key)
+        if "error" in answer:
+            _kept[key].connect((address, port))
+        found.append(answer)
+    return found
+
+
+def sctp(address: str, port: int, timeout: float = 2.0) -> dict[str, Any]:
+    """Sends an INIT: the name that the INIT ACK of this very address carries, or what went wrong."""
+    try:
+        return {"name": _sctp.ask(address, port, timeout)}
+    except OSError as error:
+        return _error(error)
+
+
 def cost(address: str, port: int, times: int) -> float:
     """Microseconds that connect(2) of a UDP socket takes, which sends nothing."""
     with socket.socket(_family(address), socket.SOCK_DGRAM) as made:
@@ -116,7 +141,9 @@ def tcp_cost(address: str, port: int, times: int) -> float:
     return statistics.median(found)
 
 
-_FUNCTIONS = {function.__name__: function for function in (tcp, udp, hold, echo, send_again, cost, tcp_cost)}
+_FUNCTIONS = {
+    function.__name__: function for function in (tcp, udp, hold, echo, send_again, persist, sctp, cost, tcp_cost)
+}
 
 if __name__ == "__main__":
     for line in sys.stdin:
