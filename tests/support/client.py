@@ -85,9 +85,12 @@ def hold(key: str, address: str, port: int) -> list[Any]:
 
 
 def echo(key: str, text: str) -> str:
-    """Through a connection that is kept."""
-    _kept[key].sendall(text.encode())
-    return _kept[key].recv(256).decode()
+    """What comes back through a connection that is kept, or the error's name."""
+    try:
+        _kept[key].sendall(text.encode())
+        return _kept[key].recv(256).decode()
+    except OSError as error:
+        return str(_error(error)["error"])
 
 
 def send_again(key: str) -> dict[str, Any]:
@@ -119,6 +122,12 @@ def sctp(address: str, port: int, timeout: float = 2.0) -> dict[str, Any]:
         return _error(error)
 
 
+def drop() -> None:
+    """Closes what is kept."""
+    while _kept:
+        _kept.popitem()[1].close()
+
+
 def cost(address: str, port: int, times: int) -> float:
     """Microseconds that connect(2) of a UDP socket takes, which sends nothing."""
     with socket.socket(_family(address), socket.SOCK_DGRAM) as made:
@@ -142,7 +151,7 @@ def tcp_cost(address: str, port: int, times: int) -> float:
 
 
 _FUNCTIONS = {
-    function.__name__: function for function in (tcp, udp, hold, echo, send_again, persist, sctp, cost, tcp_cost)
+    function.__name__: function for function in (tcp, udp, hold, echo, send_again, persist, drop, sctp, cost, tcp_cost)
 }
 
 if __name__ == "__main__":
