@@ -6,17 +6,22 @@ Pure data: nothing in here touches the kernel.
 from __future__ import annotations
 
 import sys
+from collections import Counter as Tally
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from math import gcd
 from typing import NamedTuple
 
 from kernelet.ext.nft import Batch, ElementError
 
-from ..routes import Backend, Protocol, ServiceRoute
+from ..routes import Backend, Prefix, Protocol, ServiceRoute
+from .affinity import backend_ids
 from .engine import EngineConfig, EngineError
-from .ruleset import BACKENDS, DROP, FAMILIES, HAIRPIN, KINDS, NONE, SERVICES, TABLE, TRAFFIC, Family, Kind
+from .numbers import DROP, MOST_SLOTS, NONE, encode
+from .ruleset import FAMILIES, HAIRPIN, KINDS, TABLE, Family, Kind
 from .semantics import View, views
+from .untracked import BACKEND_PORTS
 
 Frontend = tuple[Kind, bytes]
 """What clients connect to: the kind, and its key as the kernel has it."""
@@ -26,6 +31,14 @@ Place = tuple[Family, str]
 Elements = dict[Place, dict[bytes, Value]]
 """Keys and values by set or map."""
 
+OWNERS = {(family, name): kind for family, made in KINDS.items() for kind in made for name in kind.sets}
+"""The sets whose elements belong to one frontend each."""
+RANGES = frozenset(kind.sources for made in KINDS.values() for kind in made if kind.addressed)
+"""Names of the sets whose keys are ranges."""
+MOST_WEIGHTED_SLOTS = 1024
+"""A frontend whose backends' weights ask for more has coarser shares."""
+BY_SOCKETS = (Protocol.TCP, Protocol.UDP)
+"""Protocols whose sockets are translated when they connect, where there is a socket-level engine."""
 _BY_LENGTH = {family.length: family for family in FAMILIES}
 _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
 # The kernel's numgen result is a number in host byte order. Made once, since most of a cold start is making keys.
@@ -35,10 +48,20 @@ _SLOTS = [slot.to_bytes(4, sys.byteorder) for slot in range(256)]
 class Target(NamedTuple):
     """What one frontend is wanted to do."""
 
-    backends: Collection[bytes]
-    """Distinct, as element data: address and port."""
+    backends: Sequence[bytes]
+    """As element data, address and port: each as often as it is to have a slot."""
     otherwise: bytes
-    """What stands for the number of backends where there are none: NONE or DROP."""
+    """What stands for the number where there are none: NONE or DROP."""
+    seconds: int = 0
+    """How long a client stays with its backend; 0: no affinity."""
+    sources: tuple[bytes, ...] = ()
+    """Who may use it, as ranges: the first address and the last; none overlap. Empty: everybody."""
+
+    @property
+    def number(self) -> int:
+        """See numbers.py; 0 where there are no backends."""
+        count = len(self.backends)
+        return encode(count, self.seconds, guarded=bool(self.sources)) if count else 0
 
 
 class Held(NamedTuple):
@@ -46,7 +69,9 @@ class Held(NamedTuple):
 
     slots: tuple[bytes, ...]
     number: bytes
-    """How many, in host byte order; NONE or DROP."""
+    """See numbers.py, in host byte order; NONE or DROP."""
+    seconds: int = 0
+    sources: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -56,6 +81,8 @@ class Plan:
     frontends: dict[Frontend, Target] = field(default_factory=dict)
     local: set[tuple[Family, bytes]] = field(default_factory=set)
     """Addresses of its backends on this node: what may meet itself through the service."""
+    ports: set[tuple[Family, bytes]] = field(default_factory=set)
+    """Where its backends listen, as elements of `backend_ports`: what packets between pods are tracked for."""
 
 
 def port_key(protocol: Protocol, port: int) -> bytes:
@@ -66,63 +93,145 @@ def backend_data(backend: Backend) -> bytes:
     return backend.address + backend.port.to_bytes(2, "big") + b"\0\0"
 
 
-def plan(service: ServiceRoute, config: EngineConfig, families: Collection[Family], zone: str) -> Plan:
-    """Frontends and backends of a service on this node. Raises EngineError for an address or port that is none."""
+def plan(
+    service: ServiceRoute,
+    config: EngineConfig,
+    families: Collection[Family],
+    zone: str,
+    *,
+    beside_sockets: bool = False,
+) -> Plan:
+    """Frontends and backends of a service on this node. Raises EngineError for an address or port that is none.
+
+    `beside_sockets`: cluster IPs are left out but for SCTP, and so are the ports, see untracked.py.
+    """
     made = Plan()
+    if beside_sockets and not _needs_packets(service):
+        return made
     try:
         for view in views(service, config.node, zone):
             family = _BY_LENGTH[view.length]
             if family in families:
-                _plan_view(made, family, view)
+                _plan_view(made, family, _beside_sockets(view) if beside_sockets else view)
     except (OverflowError, KeyError) as error:
         raise EngineError(f"service {service.id} has a port or protocol that does not exist: {error}") from error
+    except ValueError as error:
+        raise EngineError(f"service {service.id}: {error}") from error
+    if beside_sockets:
+        made.ports.clear()
     return made
+
+
+def _needs_packets(service: ServiceRoute) -> bool:
+    """Whether a service has more than sockets can be translated for."""
+    return bool(service.external_ips or service.balancer_ips) or any(
+        port.node_port or port.protocol not in BY_SOCKETS for port in service.ports
+    )
+
+
+def _beside_sockets(view: View) -> View:
+    """What is left for packets where sockets of cluster IPs' clients are translated."""
+    return view._replace(cluster_ips=()) if view.protocol in BY_SOCKETS else view
 
 
 def _plan_view(made: Plan, family: Family, view: View) -> None:
     services, nodeports, local_services, local_nodeports = KINDS[family]
     ports = port_key(view.protocol, view.port)
-    node_ports = port_key(view.protocol, view.node_port)
-    everyone = internal = Target(dict.fromkeys(map(backend_data, view.everyone)), NONE)
+    everyone = internal = Target(slots(view.everyone), NONE, view.affinity_seconds)
     if view.internal is not view.everyone:
-        internal = Target(dict.fromkeys(map(backend_data, view.internal)), NONE)
-    external = (*view.external_ips, *view.balancer_ips)
+        internal = Target(slots(view.internal), NONE, view.affinity_seconds)
+    _plan_external(made, services, nodeports, view, everyone)
+    targets = [everyone, internal]
+    if view.outsiders is not None:
+        outside = Target(slots(view.outsiders), DROP if view.everyone else NONE, view.affinity_seconds)
+        _plan_external(made, local_services, local_nodeports, view, outside)
+        targets.append(outside)
     for address in view.cluster_ips:
         made.frontends[services, address + ports] = internal
-    for address in external:
-        made.frontends[services, address + ports] = everyone
-    if view.node_port:
-        made.frontends[nodeports, node_ports] = everyone
-    if view.outsiders is not None:
-        outside = Target(dict.fromkeys(map(backend_data, view.outsiders)), DROP if view.everyone else NONE)
-        for address in external:
-            made.frontends[local_services, address + ports] = outside
-        if view.node_port:
-            made.frontends[local_nodeports, node_ports] = outside
+    if not made.frontends:
+        return
     made.local.update((family, backend.address) for backend in view.here)
+    head = _PROTOCOLS[view.protocol]
+    for data in {data[-4:] for target in targets for data in target.backends}:
+        made.ports.add((family, head + data))
+
+
+def _plan_external(made: Plan, services: Kind, nodeports: Kind, view: View, target: Target) -> None:
+    """Where clients come from outside: external and balancer addresses, and the node port."""
+    ports = port_key(view.protocol, view.port)
+    guarded = target
+    if view.sources and target.backends:
+        guarded = target._replace(sources=ranges(view.sources))
+    for address in view.balancer_ips:
+        made.frontends[services, address + ports] = guarded
+    for address in view.external_ips:
+        made.frontends[services, address + ports] = target
+    if view.node_port:
+        made.frontends[nodeports, port_key(view.protocol, view.node_port)] = target
+
+
+def slots(backends: Collection[Backend]) -> Sequence[bytes]:
+    """Each backend as element data, as often as its weight among the others' asks for. Raises ValueError."""
+    if all(backend.weight == 1 for backend in backends):
+        found: Sequence[bytes] = tuple(dict.fromkeys(map(backend_data, backends)))
+    else:
+        found = _weighted({backend_data(backend): backend.weight for backend in backends})
+    if len(found) > MOST_SLOTS:
+        raise ValueError(f"a port has {len(found)} backends and can have {MOST_SLOTS}; use several services")
+    return found
+
+
+def _weighted(weights: dict[bytes, int]) -> list[bytes]:
+    divisor = gcd(*weights.values())
+    total = sum(weights.values()) // divisor
+    if total > MOST_WEIGHTED_SLOTS:
+        shares = {data: max(1, weight * MOST_WEIGHTED_SLOTS // (total * divisor)) for data, weight in weights.items()}
+    else:
+        shares = {data: weight // divisor for data, weight in weights.items()}
+    return [data for data, share in shares.items() for _ in range(share)]
+
+
+def ranges(prefixes: Collection[Prefix]) -> tuple[bytes, ...]:
+    """The first and the last address of each network; one within another is left out, as ranges must not overlap."""
+    kept: dict[tuple[int, int], bytes] = {}
+    for address, bits in sorted(prefixes, key=_bits):
+        width = len(address) * 8
+        number = int.from_bytes(address, "big")
+        if any((number >> width - shorter, shorter) in kept for shorter in range(bits + 1)):
+            continue
+        rest = (1 << width - bits) - 1
+        edges = (number & ~rest, number | rest)
+        kept[number >> width - bits, bits] = b"".join(edge.to_bytes(len(address), "big") for edge in edges)
+    return tuple(kept.values())
+
+
+def _bits(prefix: Prefix) -> int:
+    return prefix[1]
 
 
 def place(old: Sequence[bytes | None], wanted: Collection[bytes]) -> tuple[bytes, ...]:
-    """Dense slots 0..n-1 for `wanted`: whoever may keeps its slot, and gaps are filled with the rest.
+    """Dense slots 0..n-1 for `wanted`: whoever may keeps its slots, and gaps are filled with the rest.
 
     So an added backend is one new slot, and a removed one's slot is taken over by the last.
     """
     if not old:
         return tuple(wanted)
-    slots: list[bytes | None] = [None] * len(wanted)
-    rest = dict.fromkeys(wanted)
-    for index, data in enumerate(old[: len(slots)]):
-        if data is not None and data in rest:
-            slots[index] = data
-            del rest[data]
-    fill = iter(rest)
-    return tuple(next(fill) if data is None else data for data in slots)
+    made: list[bytes | None] = [None] * len(wanted)
+    rest = Tally(iter(wanted))  # a mapping would be taken for counts
+    for index, data in enumerate(old[: len(made)]):
+        if data is not None and rest[data]:
+            made[index] = data
+            rest[data] -= 1
+    fill = rest.elements()
+    return tuple(next(fill) if data is None else data for data in made)
 
 
 def hold(target: Target, old: Sequence[bytes | None]) -> Held:
     """What is to be held for a target, given what is held now."""
-    slots = place(old, target.backends)
-    return Held(slots, len(slots).to_bytes(4, sys.byteorder) if slots else target.otherwise)
+    placed = place(old, target.backends)
+    if not placed:
+        return Held(placed, target.otherwise)
+    return Held(placed, target.number.to_bytes(4, sys.byteorder), target.seconds, target.sources)
 
 
 def slot_key(key: bytes, slot: int) -> bytes:
@@ -133,10 +242,25 @@ def elements(frontend: Frontend, held: Held) -> Iterator[tuple[Place, bytes, Val
     """Every element of a frontend."""
     kind, key = frontend
     yield (kind.family, kind.frontends), key, held.number
-    if kind.frontends == SERVICES:
-        yield (kind.family, TRAFFIC), key, None
+    if kind.traffic:
+        yield (kind.family, kind.traffic), key, None
     for slot, data in enumerate(held.slots):
         yield (kind.family, kind.backends), slot_key(key, slot), data
+    yield from special_elements(frontend, held)
+
+
+def special_elements(frontend: Frontend, held: Held) -> Iterator[tuple[Place, bytes, Value]]:
+    """Those of affinity and of sources, which most frontends have none of."""
+    kind, key = frontend
+    if held.seconds:
+        ids = backend_ids(held.slots)
+        for slot, data in enumerate(held.slots):
+            yield (kind.family, kind.ids), slot_key(key, slot), ids[data]
+        for data, number in ids.items():
+            yield (kind.family, kind.backends), key + number, data
+    for source in held.sources:
+        size = kind.family.length
+        yield (kind.family, kind.sources), key + source[:size] + key + source[size:], None
 
 
 class Edits:
@@ -183,13 +307,17 @@ class Edits:
         else:
             self.delete((family, HAIRPIN), address + address)
 
+    def port(self, family: Family, key: bytes) -> None:
+        """Backends listen on a port that none did before."""
+        self.add((family, BACKEND_PORTS), key, None)
+
     def batch(self, generation: int = 0) -> Batch:
         """Deletions come first: an element that is replaced must be gone before the new one is added."""
         made = Batch(generation)
         for (family, name), keys in self._deleted.items():
-            made.delete_elements(TABLE, family.number, name, keys)
+            made.delete_elements(TABLE, family.number, name, keys, ranges=name in RANGES)
         for (family, name), items in self._added.items():
-            made.add_elements(TABLE, family.number, name, items)
+            made.add_elements(TABLE, family.number, name, items, ranges=name in RANGES)
         return made
 
 
@@ -218,31 +346,25 @@ def without(found: Elements, frontends: Collection[Frontend]) -> Elements:
     """The elements that belong to none of these frontends."""
     if not frontends:
         return found
-    keys: dict[Place, set[bytes]] = {}
+    left_out: dict[Place, set[bytes]] = {}
     for kind, key in frontends:
-        for name in (kind.frontends, kind.backends, TRAFFIC):
-            if name != TRAFFIC or kind.frontends == SERVICES:
-                keys.setdefault((kind.family, name), set()).add(key)
-    return {
-        where: {
-            key: value
-            for key, value in items.items()
-            if (key[:-4] if where[1].endswith(BACKENDS) else key) not in keys.get(where, ())
-        }
-        for where, items in found.items()
-    }
+        for name in kind.sets:
+            left_out.setdefault((kind.family, name), set()).add(key)
+    found = dict(found)
+    for where, keys in left_out.items():
+        size = OWNERS[where].size
+        found[where] = {key: value for key, value in found.get(where, {}).items() if key[:size] not in keys}
+    return found
 
 
 def frontend_of(failure: ElementError) -> Frontend | None:
     """The frontend that an element belongs to; None for one that belongs to several, or to none."""
-    if failure.key is None:
-        return None
-    for kind in (kind for made in KINDS.values() for kind in made if kind.family.number == failure.family):
-        if failure.set_name == kind.frontends or (failure.set_name == TRAFFIC and kind.frontends == SERVICES):
-            return kind, failure.key
-        if failure.set_name == kind.backends:
-            return kind, failure.key[:-4]
-    return None
+    kind = next((kind for (family, name), kind in OWNERS.items() if _is(failure, family, name)), None)
+    return (kind, failure.key[: kind.size]) if kind and failure.key is not None else None
+
+
+def _is(failure: ElementError, family: Family, name: str) -> bool:
+    return (family.number, name) == (failure.family, failure.set_name)
 
 
 def readable(frontend: Frontend) -> str:

@@ -9,13 +9,17 @@ An established TCP connection stays: it ends with its backend.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 
-from kernelet.ext.nft import Flow
+from kernelet.ext.nft import Flow, NetlinkError, Socket, delete_flows
 
 from ..routes import Protocol
 from .elements import Frontend, Held
 from .ruleset import Family
+
+_log = logging.getLogger(__name__)
 
 
 class StaleFlows:
@@ -67,3 +71,40 @@ class StaleFlows:
         new = self._new.get(family, set())
         untranslated = flow.protocol == Protocol.UDP and flow.reply_source == flow.destination
         return untranslated and any(place in new for place in places)
+
+
+class Forgetter:
+    """Makes conntrack forget stale flows: what must be at once, and the rest when it is asked to."""
+
+    def __init__(self, netlink: Socket) -> None:
+        self._netlink = netlink
+        self._left = StaleFlows()
+
+    def forget(self, flows: StaleFlows) -> None:
+        """Forgets UDP flows now and keeps the rest for `tidy`.
+
+        A UDP client that keeps sending would reach the old backend for ever. Unanswered TCP attempts only matter where
+        a backend died, and reading the table takes milliseconds, which every acknowledgement would wait for.
+        """
+        for family in flows:
+            if flows.only_unanswered(family):
+                self._left.merge(flows, family)
+            else:
+                self._delete(family, flows)
+
+    def tidy(self) -> None:
+        """Forgets what `forget` has left."""
+        flows, self._left = self._left, StaleFlows()
+        for family in flows:
+            self._delete(family, flows)
+
+    def _delete(self, family: Family, flows: StaleFlows) -> None:
+        """The routes are right all the same when this fails."""
+        match, few = partial(flows.match, family), flows.only_unanswered(family)
+        try:
+            count = delete_flows(self._netlink, family.number, match, only_unanswered=few)
+        except (NetlinkError, TimeoutError) as error:
+            _log.warning("stale flows stay until they time out: conntrack says: %s", error)
+        else:
+            if count:
+                _log.info("forgot %d stale flows", count)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from .elements import Edits, Elements, Frontend, Held, Place, Plan, Target, Value, hold, slot_key
-from .ruleset import BACKENDS, HAIRPIN, SERVICES, TRAFFIC, Family
+from .elements import Edits, Elements, Frontend, Held, Place, Plan, Target, Value, hold, slot_key, special_elements
+from .ruleset import BACKENDS, HAIRPIN, Family
+from .untracked import BACKEND_PORTS
 
 KernelSlots = dict[tuple[Family, str, bytes], list[bytes | None]]
 """Backends by slot, by (family, name of the map, frontend's key)."""
 _NATIVE: Final = sys.byteorder
 _MOST_SLOTS = 1 << 20
-"""A slot beyond this is not ours: it is deleted, not counted up to."""
+"""A slot beyond this is an id (affinity.py), or not ours: it is not counted up to."""
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class Transition:
     claims: dict[Frontend, frozenset[str]] = field(default_factory=dict)
     local: Counter[tuple[Family, bytes]] = field(default_factory=Counter)
     """Changes to the number of services that have the address as a local backend."""
+    ports: set[tuple[Family, bytes]] = field(default_factory=set)
+    """Ports of backends that no backend has been seen to listen on before."""
 
 
 class Ledger:
@@ -43,6 +46,8 @@ class Ledger:
         self.held: dict[Frontend, Held] = {}
         self._claims: dict[Frontend, frozenset[str]] = {}
         self._local: Counter[tuple[Family, bytes]] = Counter()
+        self.ports: set[tuple[Family, bytes]] = set()
+        """Elements of `backend_ports`: all that were ever needed, see untracked.py."""
 
     def owner(self, frontend: Frontend) -> str:
         """The service that a frontend belongs to; "" for none."""
@@ -67,6 +72,7 @@ class Ledger:
             made.frontends[frontend] = hold(target, before.slots if before else ())
         for plan in new.values():
             made.local.update(plan.local)
+            made.ports |= plan.ports - self.ports
         for plan in old.values():
             made.local.subtract(plan.local)
         return made
@@ -76,6 +82,8 @@ class Ledger:
         edits = Edits()
         for frontend, held in transition.frontends.items():
             edits.move(frontend, self.held.get(frontend), held)
+        for family, key in transition.ports:
+            edits.port(family, key)
         for (family, address), change in transition.local.items():
             before = self._local[family, address]
             if bool(before) != bool(before + change):
@@ -94,6 +102,7 @@ class Ledger:
                 self._claims[frontend] = claims
             else:
                 self._claims.pop(frontend, None)
+        self.ports |= transition.ports
         self._local.update(transition.local)
         for key in [key for key in transition.local if not self._local[key]]:
             del self._local[key]
@@ -111,8 +120,11 @@ def _by_frontend(plans: Mapping[str, Plan]) -> dict[Frontend, set[str]]:
     return found
 
 
-def whole(plans: Mapping[str, Plan], slots: KernelSlots) -> Ledger:
-    """The ledger of a whole table, whose slots are those of the kernel's elements as far as possible."""
+def whole(plans: Mapping[str, Plan], slots: KernelSlots, ports: Iterable[tuple[Family, bytes]]) -> Ledger:
+    """The ledger of a whole table, whose slots are those of the kernel's elements as far as possible.
+
+    `ports`: those of backends that are known already.
+    """
     claims: dict[Frontend, frozenset[str]] = {}
     targets: dict[Frontend, Target] = {}
     for name in sorted(plans):
@@ -128,8 +140,10 @@ def whole(plans: Mapping[str, Plan], slots: KernelSlots) -> Ledger:
         frontend: hold(target, slots.get((frontend[0].family, frontend[0].backends, frontend[1]), ()))
         for frontend, target in targets.items()
     }
+    made.ports.update(ports)
     for plan in plans.values():
         made._local.update(plan.local)
+        made.ports |= plan.ports
     return made
 
 
@@ -156,12 +170,17 @@ def all_elements(ledger: Ledger) -> Elements:
     # One place's dictionary is looked up per frontend rather than per element: this is half of a cold start.
     for (kind, key), held in ledger.held.items():
         found.setdefault((kind.family, kind.frontends), {})[key] = held.number
-        if kind.frontends == SERVICES:
-            found.setdefault((kind.family, TRAFFIC), {})[key] = None
+        if kind.traffic:
+            found.setdefault((kind.family, kind.traffic), {})[key] = None
         if held.slots:
             backends = found.setdefault((kind.family, kind.backends), {})
             for slot, data in enumerate(held.slots):
                 backends[slot_key(key, slot)] = data
+        if held.seconds or held.sources:
+            for where, special, value in special_elements((kind, key), held):
+                found.setdefault(where, {})[special] = value
     for where, key, value in ledger.local_elements():
         found.setdefault(where, {})[key] = value
+    for family, key in ledger.ports:
+        found.setdefault((family, BACKEND_PORTS), {})[key] = None
     return found

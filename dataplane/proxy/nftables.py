@@ -70,83 +70,61 @@ Details that matter
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import re
+import sys
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
-from kernelet.ext.nft import Batch, BatchError, Events, NetlinkError, Socket, delete_flows
+from kernelet.ext.nft import BatchError, NetlinkError, Socket
 
 from ..routes import Delta, RouteTable, ServiceRoute
-from .elements import Edits, Elements, Frontend, Place, Plan, Value, differences, frontend_of, plan, readable, without
+from .elements import Elements, Frontend, Place, Plan, Value, differences, frontend_of, plan, readable, without
 from .engine import Counter, EngineConfig, EngineError
 from .flows import StaleFlows
 from .ledger import KernelSlots, Ledger, Transition, all_elements, kernel_slots, whole
 from .memory import collector_paused
-from .ruleset import (
-    BACKENDS,
-    HAIRPIN,
-    INITIAL_CHAINS,
-    KINDS,
-    TABLE,
-    TRAFFIC,
-    Chooser,
-    Family,
-    Nft,
-    add_sets,
-    base_text,
-    chain_elements,
-    choosers_text,
-    families,
-)
+from .ruleset import BACKENDS, KINDS, TABLE, Family, Nft, families
+from .session import Session
+from .untracked import BACKEND_PORTS
 from .watch import ForeignChanges, is_restart
 
 _log = logging.getLogger(__name__)
 _TRIES = 8
-_LARGE = 2000
-"""A transaction of this many elements is committed while nobody listens to its notifications."""
 _ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 
 
 class NftablesEngine:
     """Keeps the kernel's maps equal to a route table; see the module's text for how.
 
-    It works in the network namespace of the thread that calls `start`. `written` counts element operations so far.
+    It works in the network namespace of the thread that calls `start`. `beside_sockets`: sockets of clients on this
+    node are translated when they connect, so cluster IPs are left out but for SCTP, and pods' connections that are
+    translated here are masqueraded.
     """
 
     name = "nftables"
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, beside_sockets: bool = False) -> None:
         self._config = config
+        self._beside_sockets = beside_sockets
         self._families = families(config)
         self._table = RouteTable()
         self._ledger = Ledger()
         self._zone = ""
         self._applied = False
         self._broken = False
-        self._rules: dict[Family, int] = {}
-        self._chains: dict[Family, set[Chooser]] = {}
-        self._socket: Socket | None = None
-        self._events: Events | None = None
-        self._nft: Nft | None = None
-        self._untidy = StaleFlows()
-        self.written = 0
+        self._session: Session | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Makes the tables and replaces their rules in one transaction; elements stay. Raises EngineError."""
         try:
-            self._nft = Nft()
-            self._socket = Socket()
-            self._events = Events(ignore=self._socket)
+            self._session = Session(self._config, self._families, beside_sockets=self._beside_sockets)
         except OSError as error:
             raise EngineError(f"nftables is not available: {error}; load nf_tables or use another engine") from error
-        self._ensure_base(force=True)
+        self._session.structure.ensure(force=True)
         try:
             _ROUTE_LOCALNET.write_text("1")
         except OSError as error:
@@ -157,22 +135,32 @@ class NftablesEngine:
     def close(self, *, keep: bool = True) -> None:
         """Releases sockets; with keep=False also removes the tables. Raises EngineError where that is refused."""
         try:
-            if not keep:
-                (self._nft or Nft()).delete_tables(self._families)
+            if not keep and self._session is not None:
+                self._session.structure.delete()
+            elif not keep:
+                Nft().delete_tables(self._families)
         finally:
-            for resource in (self._socket, self._events):
-                if resource is not None:
-                    resource.close()
-            self._socket = self._events = self._nft = None
+            if self._session is not None:
+                self._session.close()
+            self._session = None
+
+    @property
+    def written(self) -> int:
+        """Element operations so far."""
+        return self._kernel.written
+
+    @property
+    def _kernel(self) -> Session:
+        if self._session is None:
+            raise EngineError("the nftables engine is not started: call start() first")
+        return self._session
 
     async def watch_foreign_changes(self, on_change: Callable[[], None]) -> None:
         """Calls `on_change` whenever another process has changed our tables, until cancelled.
 
         Whoever is called sees to it that `repair` runs, in the thread that calls this engine's other methods.
         """
-        if self._events is None:
-            raise EngineError("the nftables engine is not started: call start() first")
-        await ForeignChanges(self._events, frozenset(f.number for f in self._families)).run(on_change)
+        await ForeignChanges(self._kernel.events, frozenset(f.number for f in self._families)).run(on_change)
 
     # --- routes -------------------------------------------------------------------------------------------------------
 
@@ -217,28 +205,30 @@ class NftablesEngine:
         old = {name: held[name] for name in (*new, *delta.removed_services) if name in held}
         for name in delta.removed_services:
             new.pop(name, None)
-        transition = self._ledger.transition(
-            {name: self._plan(service) for name, service in old.items()},
-            {name: self._plan(service) for name, service in new.items()},
-            lambda name: self._plan(held[name]),
-        )
         try:
-            self._ensure_choosers(
-                (frontend[0], len(held.slots)) for frontend, held in transition.frontends.items() if held
+            transition = self._ledger.transition(
+                {name: self._plan(service) for name, service in old.items()},
+                {name: self._plan(service) for name, service in new.items()},
+                lambda name: self._plan(held[name]),
             )
-            missed = self._commit(self._ledger.edits(transition))
+            self._kernel.structure.ensure_choosers(
+                (kind, int.from_bytes(held.number, sys.byteorder))
+                for (kind, _), held in transition.frontends.items()
+                if held and held.slots
+            )
+            missed = self._kernel.commit(self._ledger.edits(transition))
         except (NetlinkError, EngineError) as error:
-            _log.warning("nftables refused a change, reading back what the kernel holds: %s", error)
+            _log.warning("a change was refused, reading back what the kernel holds: %s", error)
             self._synchronize(self._target(delta))
             return
         flows = self._stale_flows(transition)
         self._ledger.accept(transition)
-        self._delete_flows(flows)
+        self._kernel.flows.forget(flows)
         if missed:
             self._synchronize(self._target(delta))
 
     def _plan(self, service: ServiceRoute) -> Plan:
-        return plan(service, self._config, self._families, self._zone)
+        return plan(service, self._config, self._families, self._zone, beside_sockets=self._beside_sockets)
 
     def _stale_flows(self, transition: Transition) -> StaleFlows:
         flows = StaleFlows()
@@ -252,8 +242,8 @@ class NftablesEngine:
 
         Also before start(), for a bystander who only looks. Raises EngineError where there are no routes to read.
         """
-        if self._socket is not None:
-            return self._read_routes(self._socket)
+        if self._session is not None:
+            return self._read_routes(self._session.socket)
         with Socket() as netlink:
             try:
                 return self._read_routes(netlink)
@@ -275,22 +265,25 @@ class NftablesEngine:
 
         Before the first snapshot only the rules are looked at: what elements should be there is not known yet.
         """
-        mended = self._ensure_base()
+        mended = self._kernel.structure.ensure()
         if not self._applied:
             return int(mended)
         return self._synchronize(self._table.services) + mended
 
+    def tidy(self) -> None:
+        """See the contract."""
+        self._kernel.flows.tidy()
+
     def counters(self) -> list[Counter]:
-        """New connections to each service's addresses; packets and bytes are not counted, see the module's text."""
+        """New connections to each service's addresses and node ports; packets and bytes are not counted: see above."""
         tally: Tally[str] = Tally()
-        for family in self._families:
-            services = KINDS[family][0]
+        for kind in (kind for family in self._families for kind in KINDS[family] if kind.traffic):
             try:
-                rows = self._netlink.counters(TABLE, family.number, TRAFFIC)
+                rows = self._kernel.socket.counters(TABLE, kind.family.number, kind.traffic)
             except NetlinkError as error:
                 raise EngineError(f"cannot read the counters of nftables table {TABLE}: {error}") from error
             for key, packets, _ in rows:
-                owner = self._ledger.owner((services, key))
+                owner = self._ledger.owner((kind, key))
                 if owner:
                     tally[owner] += packets
         return [Counter(name, connections, 0, 0) for name, connections in sorted(tally.items())]
@@ -299,225 +292,88 @@ class NftablesEngine:
 
     @collector_paused()
     def _synchronize(self, services: Mapping[str, ServiceRoute]) -> int:
-        """Compares the kernel with a whole table and writes the difference; returns how many elements differed."""
-        plans = {name: self._plan(service) for name, service in services.items()}
+        """Compares the kernel with a whole table and writes the difference; returns how many elements differed.
+
+        What cannot be had of a service does not keep the others from being written; then EngineError tells all of it.
+        """
+        plans, impossible = self._plans(services)
         refused: dict[Frontend, str] = {}
         differed = 0
         reason = "the ruleset kept changing"
         for _ in range(_TRIES):
-            self._ensure_base()
-            self._ensure_choosers(
-                (kind, len(target.backends)) for p in plans.values() for (kind, _), target in p.frontends.items()
-            )
             try:
-                generation = self._netlink.generation()
-                kernel = self._kernel()
-                slots = kernel_slots(kernel)
-                ledger = whole(plans, slots)
-                wanted = all_elements(ledger) | self._chain_elements()
-                edits, count = differences(without(kernel, refused), without(wanted, refused))
-                missed = self._commit(edits, generation)
+                count, missed = self._attempt(plans, refused)
             except BatchError as error:
                 if not any(is_restart(failure.errno) for failure in error.failures):
-                    refused.update(self._blame(ledger, error))
+                    refused.update(self._blame(plans, error))
                 reason = str(error)
                 continue
             except NetlinkError as error:
                 reason = str(error)
                 continue
             differed += count
-            self._ledger = ledger
-            if count:
-                self._delete_flows(_whole_flows(self._families, kernel, slots, ledger))
             if not missed:
                 break
         else:
             raise EngineError(f"cannot write nftables table {TABLE} in {_TRIES} attempts: {reason}")
-        if refused:
+        if refused or impossible:
             self._broken = True
-            raise EngineError("; ".join(sorted(set(refused.values()))))
+            raise EngineError("; ".join(sorted({*refused.values(), *impossible})))
         return differed
 
-    def _kernel(self) -> dict[Place, dict[bytes, Value]]:
-        """All elements in the kernel, by set."""
-        found: dict[Place, dict[bytes, Value]] = {}
-        for family in self._families:
-            names = [name for kind in KINDS[family] for name in (kind.frontends, kind.backends, kind.chains)]
-            for name in (*names, HAIRPIN, TRAFFIC):
-                items = self._netlink.elements(TABLE, family.number, name)
-                if items:
-                    found[family, name] = dict(items)
-        return found
+    def _plans(self, services: Mapping[str, ServiceRoute]) -> tuple[dict[str, Plan], list[str]]:
+        """What each service wants, and what is wrong with those that cannot be had."""
+        plans, impossible = {}, []
+        for name, service in services.items():
+            try:
+                plans[name] = self._plan(service)
+            except EngineError as error:
+                impossible.append(f"{error}; other services are routed")
+        return plans, impossible
 
-    def _commit(self, edits: Edits, generation: int = 0) -> bool:
-        """One transaction; true where another process may have changed something unnoticed. Raises NetlinkError."""
-        if not edits:
-            return False
-        large = len(edits) >= _LARGE and self._events is not None
-        if large:
-            generation = generation or self._netlink.generation()
-        batch = edits.batch(generation)
-        if not large or self._events is None:
-            self._netlink.commit(batch)
-            self.written += len(batch)
-            return False
-        self._events.pause()
-        try:
-            self._netlink.commit(batch)
-        finally:
-            self._events.resume()
-        self.written += len(batch)
-        return self._netlink.generation() != generation + 1
+    def _attempt(self, plans: Mapping[str, Plan], refused: Mapping[Frontend, str]) -> tuple[int, bool]:
+        """Writes what differs, but for `refused`, in one transaction; how many elements, and whether to look again.
 
-    def _blame(self, ledger: Ledger, error: BatchError) -> dict[Frontend, str]:
+        Raises NetlinkError, and then has changed nothing.
+        """
+        session = self._kernel
+        session.structure.ensure()
+        session.structure.ensure_choosers(
+            (kind, target.number) for p in plans.values() for (kind, _), target in p.frontends.items()
+        )
+        generation = session.socket.generation()
+        kernel = session.elements()
+        slots = kernel_slots(kernel)
+        ledger = whole(plans, slots, self._known_ports(kernel))
+        wanted = all_elements(ledger) | session.structure.elements()
+        edits, count = differences(without(kernel, refused), without(wanted, refused))
+        missed = session.commit(edits, generation)
+        self._ledger = ledger
+        if count:
+            session.flows.forget(_whole_flows(self._families, kernel, slots, ledger))
+        return count, missed
+
+    def _known_ports(self, kernel: Elements) -> set[tuple[Family, bytes]]:
+        """Ports of backends that must go on being tracked: connections may be left of when a service led to them."""
+        if self._beside_sockets:
+            return set()
+        found = {(family, key) for family in self._families for key in kernel.get((family, BACKEND_PORTS), ())}
+        return found | self._ledger.ports
+
+    def _blame(self, plans: Mapping[str, Plan], error: BatchError) -> dict[Frontend, str]:
         """The frontends whose elements were refused, and what to tell. Raises EngineError where none is to blame."""
         found = {}
         for failure in error.failures:
             frontend = frontend_of(failure)
             if frontend is None:
                 raise EngineError(f"cannot write nftables table {TABLE}: {error}") from error
-            owner = ledger.owner(frontend)
+            owner = min((name for name, plan_ in plans.items() if frontend in plan_.frontends), default="")
             found[frontend] = (
                 f"service {owner or '(none)'}: the kernel refused to {failure.operation} element "
                 f"{readable(frontend)} of nftables map {failure.set_name}: "
                 f"{failure.message or os.strerror(failure.errno)}; other services are routed"
             )
         return found
-
-    def _delete_flows(self, flows: StaleFlows) -> None:
-        """Forgets tracked flows that a change left stale: UDP ones now, the rest is for `tidy`.
-
-        A UDP client that keeps sending would reach the old backend for ever. Unanswered TCP attempts only matter where
-        a backend died, and reading the table takes milliseconds, which every acknowledgement would wait for.
-        """
-        for family in flows:
-            if flows.only_unanswered(family):
-                self._untidy.merge(flows, family)
-            else:
-                self._delete_flows_of(family, flows)
-
-    def tidy(self) -> None:
-        """See the contract."""
-        flows, self._untidy = self._untidy, StaleFlows()
-        for family in flows:
-            self._delete_flows_of(family, flows)
-
-    def _delete_flows_of(self, family: Family, flows: StaleFlows) -> None:
-        """The routes are right all the same when this fails."""
-        match, few = partial(flows.match, family), flows.only_unanswered(family)
-        try:
-            count = delete_flows(self._netlink, family.number, match, only_unanswered=few)
-        except (NetlinkError, TimeoutError) as error:
-            _log.warning("stale flows stay until they time out: conntrack says: %s", error)
-        else:
-            if count:
-                _log.info("forgot %d stale flows", count)
-
-    # --- structure ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _netlink(self) -> Socket:
-        if self._socket is None:
-            raise EngineError("the nftables engine is not started: call start() first")
-        return self._socket
-
-    def _ensure_base(self, *, force: bool = False) -> bool:
-        """Puts the rules right where they are not what was written last; true where they were not."""
-        if not force and all(self._fingerprint(family) == self._rules.get(family) for family in self._families):
-            return False
-        try:
-            self._add_sets()
-            text = ""
-            for family in self._families:
-                chains = self._chains.setdefault(family, set())
-                chains.update(self._kernel_chains(family), _initial(family))
-                text += base_text(family, self._config, chains)
-            self._write_rules(text)
-            self._add_chain_elements()
-        except NetlinkError as error:
-            raise EngineError(f"cannot make the maps of nftables table {TABLE}: {error}") from error
-        return True
-
-    def _add_sets(self) -> None:
-        """Makes the tables and their sets. Those of another version, with sets of other types, are made anew."""
-        sets = Batch()
-        for family in self._families:
-            add_sets(sets, family)
-        self._structure.add_tables(self._families)
-        try:
-            self._netlink.commit(sets)
-        except BatchError as error:
-            if error.errno != errno.EEXIST:
-                raise
-            _log.warning("making nftables table %s anew, which has sets of another version: %s", TABLE, error)
-            self._structure.delete_tables(self._families)
-            self._structure.add_tables(self._families)
-            self._netlink.commit(sets)
-
-    def _kernel_chains(self, family: Family) -> set[Chooser]:
-        """The choosers that are in the kernel: elements may point to them."""
-        known = {kind.chain: kind for kind in KINDS[family]}
-        names = {chain for chain, _, _ in self._netlink.rules(TABLE, family.number)}
-        matches = [match for name in names if (match := re.fullmatch(r"([a-z]+)([0-9]+)", name))]
-        return {(known[match[1]], int(match[2])) for match in matches if match[1] in known}
-
-    def _ensure_choosers(self, wanted: Iterable[Chooser]) -> None:
-        """Makes the chains for numbers of backends that have not been needed before. Raises EngineError."""
-        missing = {
-            (kind, count) for kind, count in set(wanted) if count and (kind, count) not in self._chains[kind.family]
-        }
-        if not missing:
-            return
-        self._write_rules(choosers_text(missing))
-        for kind, count in missing:
-            self._chains[kind.family].add((kind, count))
-        self._add_chain_elements()
-
-    def _chain_elements(self) -> Elements:
-        """What the maps from a number of backends to a chain are to hold."""
-        found: Elements = {}
-        for family in self._families:
-            for kind in KINDS[family]:
-                counts = [count for owner, count in self._chains[family] if owner is kind]
-                found[family, kind.chains] = dict(chain_elements(kind, counts))
-        return found
-
-    def _add_chain_elements(self) -> None:
-        """Adds those that are missing: what is there already the kernel takes for done. Raises NetlinkError."""
-        edits = Edits()
-        for where, items in self._chain_elements().items():
-            edits.change(where, [], list(items.items()))
-        self._netlink.commit(edits.batch())
-
-    def _write_rules(self, text: str) -> None:
-        """Runs the text and remembers the rules that are in the kernel then, to compare with later."""
-        for _ in range(_TRIES):
-            before = self._netlink.generation()
-            self._structure.run(text, f"write the rules of nftables table {TABLE}")
-            self._rules = {family: self._fingerprint(family) for family in self._families}
-            # Had somebody changed rules in between, theirs would be taken for ours.
-            if self._netlink.generation() == before + 1:
-                return
-        raise EngineError(
-            f"the nftables ruleset changed during each of {_TRIES} attempts to write table {TABLE}'s rules"
-        )
-
-    @property
-    def _structure(self) -> Nft:
-        if self._nft is None:
-            raise EngineError("the nftables engine is not started: call start() first")
-        return self._nft
-
-    def _fingerprint(self, family: Family) -> int:
-        try:
-            return hash(tuple(self._netlink.rules(TABLE, family.number)))
-        except NetlinkError as error:
-            raise EngineError(f"cannot read the rules of nftables table {TABLE}: {error}") from error
-
-
-def _initial(family: Family) -> set[Chooser]:
-    services, nodeports, *_ = KINDS[family]
-    return {(kind, count) for kind in (services, nodeports) for count in range(1, INITIAL_CHAINS + 1)}
 
 
 def _whole_flows(

@@ -1,13 +1,12 @@
-"""The structure of the nftables tables: maps, chains and rules as text, applied through libnftables.
+"""The structure of the nftables tables: the address families, the sorts of frontends, and the sets of both.
 
-What is in here changes with the version of the program and with the node's configuration; what changes with services
-are elements (elements.py).
+What is in here changes with the version of the program and with the node's configuration, as do the chains (chains.py);
+what changes with services are elements (elements.py).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import nftables
@@ -15,21 +14,22 @@ import nftables
 from kernelet.ext.nft import Batch
 
 from .engine import EngineConfig, EngineError
+from .numbers import DROP, NONE
+from .untracked import BACKEND_PORTS, UNTRACKED, networks
+
+__all__ = ["DROP", "KINDS", "NONE", "TABLE", "Family", "Kind", "Nft", "families"]
 
 TABLE = "kernelet"
 MASQUERADE_MARK = 0x4000
 """The bit that Kubernetes' own proxy uses too: programs which set marks of their own already stay clear of it."""
-INITIAL_CHAINS = 32
-"""Chains for 1 to this many backends are made at start, more when a service needs them."""
+MOST_CLIENTS = 1 << 17
+"""Clients that each affinity map keeps at a time."""
 
 SERVICES, BACKENDS = "services", "backends"
 NODEPORTS, NODEPORT_BACKENDS = "nodeports", "nodeport_backends"
 LOCAL = "local_"
 HAIRPIN, TRAFFIC = "hairpin", "traffic"
 REJECT = "reject_new"
-
-NONE, DROP = (number.to_bytes(4, sys.byteorder) for number in (0, 0xFFFFFFFF))
-"""In place of a number of backends: refuse, and drop."""
 
 _TYPE_IP, _TYPE_IP6, _TYPE_SERVICE = 7, 8, 13
 """nft's datatype numbers (include/datatype.h of nftables)."""
@@ -61,23 +61,62 @@ class Kind:
 
     family: Family
     frontends: str
-    """Map from a frontend's key to its number of backends, `NONE` or `DROP`."""
+    """Map from a frontend's key to its number (numbers.py), `NONE` or `DROP`."""
     backends: str
-    """Map from a frontend's key and a slot to a backend."""
+    """Map from a frontend's key and a slot, or an id, to a backend."""
     chain: str
-    """`<chain><N>` chooses one of N backends."""
+    """`<chain><N>` chooses one of N slots."""
     addressed: bool
     """The key begins with the destination address (service addresses) or not (node ports)."""
 
+    traffic: str
+    """Set of the frontends' keys that counts their connections; "" where another kind's counts them."""
+
+    @property
+    def scope(self) -> str:
+        """What the names of the kind's sets begin with."""
+        return self.backends.removesuffix(BACKENDS)
+
+    @property
+    def ids(self) -> str:
+        """Map from the key of a frontend with affinity and a slot to the id of the backend that is there."""
+        return f"{self.scope}backend_ids"
+
+    @property
+    def affinity(self) -> str:
+        """Map from a client's address and a frontend's key to the id of the backend that the client keeps."""
+        return f"{self.scope}affinity"
+
+    @property
+    def sources(self) -> str:
+        """Set of a guarded frontend's key and the range of addresses that may use it; for addressed kinds."""
+        return f"{self.scope}sources"
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets whose elements' keys begin with a frontend's key."""
+        more = (self.sources,) if self.addressed else ()
+        return (self.frontends, self.backends, self.ids, *more, *((self.traffic,) if self.traffic else ()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of a frontend's key."""
+        return self.family.length + 8 if self.addressed else 8
+
     @property
     def chains(self) -> str:
-        """Map from a number of backends to the chain that chooses among so many."""
+        """Map from a number to the chain that does what it says."""
         return f"{self.chain}_chains"
 
     @property
     def translate(self) -> str:
         """The chain that translates to the chosen backend."""
         return f"{self.chain}_translate"
+
+    @property
+    def guard(self) -> str:
+        """The chain that drops clients which may not use a guarded frontend."""
+        return f"{self.chain}_guard"
 
     @property
     def choose(self) -> str:
@@ -89,23 +128,25 @@ class Kind:
         return f"meta priority set {self.key} map @{self.frontends} meta priority vmap @{self.chains}"
 
     @property
+    def destination_nat(self) -> str:
+        """The statement that translates to the backend of the slot or the id in the packet's priority; ends there."""
+        choose = f"{self.key} . meta priority map @{self.backends}"
+        return f"meta l4proto {{ tcp, udp, sctp }} dnat {self.family.name} to {choose}"
+
+    @property
     def key(self) -> str:
         """The frontend's key as an nft expression."""
         ports = "meta l4proto . th dport"
         return f"{self.family.name} daddr . {ports}" if self.addressed else ports
 
 
-Chooser = tuple[Kind, int]
-"""The chain that chooses one of so many backends of a kind."""
-
-
 def kinds(family: Family) -> tuple[Kind, Kind, Kind, Kind]:
     """Services and node ports, for everyone; then both for outside clients under the Local traffic policy."""
     return (
-        Kind(family, SERVICES, BACKENDS, "lb", True),
-        Kind(family, NODEPORTS, NODEPORT_BACKENDS, "np", False),
-        Kind(family, LOCAL + SERVICES, LOCAL + BACKENDS, "llb", True),
-        Kind(family, LOCAL + NODEPORTS, LOCAL + NODEPORT_BACKENDS, "lnp", False),
+        Kind(family, SERVICES, BACKENDS, "lb", True, TRAFFIC),
+        Kind(family, NODEPORTS, NODEPORT_BACKENDS, "np", False, f"nodeport_{TRAFFIC}"),
+        Kind(family, LOCAL + SERVICES, LOCAL + BACKENDS, "llb", True, ""),
+        Kind(family, LOCAL + NODEPORTS, LOCAL + NODEPORT_BACKENDS, "lnp", False, f"{LOCAL}nodeport_{TRAFFIC}"),
     )
 
 
@@ -119,46 +160,29 @@ def families(config: EngineConfig) -> tuple[Family, ...]:
     return tuple(family for family, version in ((IP, 4), (IP6, 6)) if version in versions)
 
 
-def chooser(kind: Kind, count: int) -> str:
-    """The chain that sends a new connection to one of `count` backends, picked at random."""
-    return (
-        f"  chain {kind.chain}{count} {{\n    meta priority set numgen random mod {count} goto {kind.translate}\n  }}\n"
-    )
-
-
-def _translation(kind: Kind) -> str:
-    """The chain that all choosers of a kind end in, which sends a new connection to the backend in the chosen slot.
-
-    A packet that is on its way while a transaction is committed may see the old number of backends and the new slots.
-    Slot 0 exists as long as there is any backend, so the second rule takes what the first one missed: no connection
-    is lost to a change. It is one chain, as the kernel walks a whole map for every chain that comes to use it.
-    """
-    choose = f"meta l4proto {{ tcp, udp, sctp }} dnat {kind.family.name} to {kind.key} . meta priority"
-    return (
-        f"  chain {kind.translate} {{\n"
-        f"    {choose} map @{kind.backends}\n"
-        f"    meta priority set 0 {choose} map @{kind.backends}\n"
-        f"    goto {REJECT}\n"
-        "  }\n"
-    )
-
-
 def add_sets(batch: Batch, family: Family) -> None:
     """Makes the family's sets and maps in a table that exists; a set of that name and another type fails with EEXIST.
 
     Slots have the type of a packet's priority, in which the random number rests: a number without a type of its own
     (`typeof ... . numgen random mod 2`) is one that nft 1.0.6 can declare, but neither use in a later rule nor list.
     """
-    address, port = _address(family), (_TYPE_SERVICE, 4)
+    address, port, number = _address(family), (_TYPE_SERVICE, 4), family.number
     for kind in KINDS[family]:
         key = key_fields(kind)
-        batch.add_set(TABLE, family.number, kind.frontends, *concatenation(key), *_COUNT)
-        batch.add_set(TABLE, family.number, kind.chains, *_COUNT, "verdict")
-        batch.add_set(
-            TABLE, family.number, kind.backends, *concatenation([*key, _COUNT]), *concatenation([address, port])
-        )
-    batch.add_set(TABLE, family.number, HAIRPIN, *concatenation([address, address]))
-    batch.add_set(TABLE, family.number, TRAFFIC, *concatenation([address, _PROTOCOL, port]), counter=True)
+        slot, backend = concatenation([*key, _COUNT]), concatenation([address, port])
+        batch.add_set(TABLE, number, kind.frontends, *concatenation(key), *_COUNT)
+        batch.add_set(TABLE, number, kind.chains, *_COUNT, "verdict")
+        batch.add_set(TABLE, number, kind.backends, *slot, *backend)
+        batch.add_set(TABLE, number, kind.ids, *slot, *_COUNT)
+        batch.add_set(TABLE, number, kind.affinity, *concatenation([address, *key]), *_COUNT, dynamic=MOST_CLIENTS)
+        if kind.addressed:
+            lengths = (family.length, 1, 2, family.length)
+            batch.add_set(TABLE, number, kind.sources, *concatenation([*key, address]), ranges=lengths)
+        if kind.traffic:
+            batch.add_set(TABLE, number, kind.traffic, *concatenation(key), counter=True)
+    batch.add_set(TABLE, number, HAIRPIN, *concatenation([address, address]))
+    batch.add_set(TABLE, number, BACKEND_PORTS, *concatenation([_PROTOCOL, port]))
+    batch.add_set(TABLE, number, UNTRACKED, _PROTOCOL[0], 1)
 
 
 def _address(family: Family) -> tuple[int, int]:
@@ -180,93 +204,13 @@ def concatenation(fields: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 
 def prefixes(config: EngineConfig, family: Family) -> tuple[str, str]:
-    """The cluster's and the services' networks of a family as nft sets; "" where there are none."""
-    found = []
-    for networks in (config.cluster_cidrs, config.service_cidrs):
-        texts = [str(network) for network in networks if network.max_prefixlen == family.length * 8]
-        found.append(f"{{ {', '.join(texts)} }}" if texts else "")
-    return found[0], found[1]
-
-
-def _chains(family: Family, config: EngineConfig) -> str:
-    """The fixed chains. All are of type nat, so only the first packet of a connection runs through any of them."""
-    ip = family.name
-    everyone, node, local, local_node = KINDS[family]
-    cluster, services = prefixes(config, family)
-    outside = f"{ip} saddr != {cluster} " if cluster else ""
-    count = f"{everyone.key} @{TRAFFIC}"
-    mark = f"meta mark set meta mark | {MASQUERADE_MARK:#x}"
-    unmark = f"meta mark set meta mark & {0xFFFFFFFF ^ MASQUERADE_MARK:#x}"
-    # Only IPv4 can leave a host from its loopback address (route_localnet), so only it is open there.
-    loopback = "" if family is IP else f"    {ip} daddr {family.loopback} return\n"
-    unknown = f"    {ip} daddr {services} goto {REJECT}\n" if services else ""
-    return f"""
-  chain {REJECT} {{
-    meta l4proto tcp reject with tcp reset
-    reject
-  }}
-  chain nodeport {{
-{loopback}    {mark}
-    {node.choose}
-  }}
-  chain dispatch {{
-    {outside}{mark}
-    {everyone.choose}
-    fib daddr type local jump nodeport
-{unknown}    {unmark}
-  }}
-  chain outside {{
-    {local.choose}
-    fib daddr type local {local_node.choose}
-  }}
-  chain prerouting {{
-    type nat hook prerouting priority dstnat; policy accept;
-    iifname != "lo" {ip} daddr {family.loopback} drop
-    {count}
-    {outside}jump outside
-    jump dispatch
-  }}
-  chain output {{
-    type nat hook output priority -100; policy accept;
-    {count}
-    jump dispatch
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
-    ct status dnat meta priority set 0
-    meta mark & {MASQUERADE_MARK:#x} != 0 {unmark} masquerade fully-random
-    {ip} saddr . {ip} daddr @{HAIRPIN} masquerade fully-random
-  }}
-"""
-
-
-def base_text(family: Family, config: EngineConfig, choosers: Collection[Chooser]) -> str:
-    """Replaces all rules of the table in one transaction and keeps its elements.
-
-    The sets must exist, and every chooser that elements point to must be among `choosers`.
-    """
-    table = f"table {family.name} {TABLE}"
-    ends = "".join(map(_translation, KINDS[family]))
-    chosen = "".join(chooser(kind, count) for kind, count in sorted(choosers, key=_by_name))
-    return f"flush {table}\n{table} {{{_chains(family, config)}{ends}{chosen}}}\n"
-
-
-def chain_elements(kind: Kind, counts: Iterable[int]) -> dict[bytes, str]:
-    """The elements of the map from a number of backends to a chain."""
-    found = {count.to_bytes(4, sys.byteorder): f"goto {kind.chain}{count}" for count in counts}
-    return found | {NONE: f"goto {REJECT}", DROP: "drop"}
-
-
-def choosers_text(wanted: Iterable[Chooser]) -> str:
-    """Adds chains to tables that exist."""
-    return "".join(
-        f"table {kind.family.name} {TABLE} {{\n{chooser(kind, count)}}}\n"
-        for kind, count in sorted(wanted, key=_by_name)
+    """The cluster's and the services' networks of a family as nft expressions; "" where there are none."""
+    bits = family.length * 8
+    cluster, services = (
+        networks([str(network) for network in group if network.max_prefixlen == bits])
+        for group in (config.cluster_cidrs, config.service_cidrs)
     )
-
-
-def _by_name(item: Chooser) -> tuple[int, str, int]:
-    return item[0].family.number, item[0].chain, item[1]
+    return cluster, services
 
 
 class Nft:

@@ -2,8 +2,8 @@
 
 Promises: many elements go to the kernel as one transaction, without a listing and without an `nft` process; a refusal
 names the element; a dump is consistent or repeated. Depends on the kernel alone (CAP_NET_ADMIN in the network namespace
-where a `Socket` is opened). Makes sets, but never tables, chains or rules (libnftables does that from text), and never
-decides what an element means.
+where a `Socket` is opened). Makes sets, but neither tables nor chains, and rules only where libnftables cannot put
+them into messages (expressions.py). Never decides what an element means.
 
 Elements are plain values. A key is the concatenation of its fields, each padded with zeros to four bytes (see
 `pad`); data is `bytes` laid out in the same way, or a verdict as text: `"goto CHAIN"`, `"jump CHAIN"`, `"drop"`,

@@ -36,6 +36,13 @@ cdef class _Buffer:
         self.used += 4 + padded
         return 0
 
+    cdef int raw(self, bytes content) except -1:
+        """Attributes that are made already, padded each."""
+        self.reserve(len(content))
+        memcpy(self.data + self.used, <const char*>content, len(content))
+        self.used += len(content)
+        return 0
+
     cdef int number(self, uint16_t kind, uint32_t value) except -1:
         value = be32(value)
         return self.attribute(kind, <char*>&value, 4)
@@ -98,9 +105,14 @@ cdef class Batch:
         return (<const char*>self.buffer.data)[:self.buffer.used]
 
     def add_set(self, str table, int family, str set_name, int key_type, int key_length, data_type=None,
-                int data_length=0, bint counter=False):
+                int data_length=0, bint counter=False, uint32_t dynamic=0, ranges=()):
         cdef size_t nested, start = self._begin(NEWSET, NLM_F_CREATE, "add", table, family, set_name)
-        self.buffer.number(3, 0 if data_type is None else SET_MAP)
+        cdef uint32_t flags = 0 if data_type is None else SET_MAP
+        if dynamic:
+            flags |= SET_EVAL | SET_TIMEOUT
+        if ranges:
+            flags |= SET_INTERVAL | SET_CONCAT
+        self.buffer.number(3, flags)
         self.buffer.number(4, key_type)
         self.buffer.number(5, key_length)
         if data_type is not None:
@@ -108,6 +120,8 @@ cdef class Batch:
             self.buffer.number(7, data_length)
         # The kernel wants an id, unique in the transaction, by which its messages could refer to the new set.
         self.buffer.number(10, <uint32_t>len(self.messages))
+        if dynamic or ranges:
+            self._describe(dynamic, ranges)
         if counter:
             nested = self.buffer.nest(17)
             self.buffer.attribute(1, b"counter\0", 8)
@@ -116,26 +130,53 @@ cdef class Batch:
         self.buffer.finish(start)
         self.operations += 1
 
-    def add_elements(self, str table, int family, str set_name, items, uint32_t set_id=0):
+    cdef int _describe(self, uint32_t size, fields) except -1:
+        """A set's size, and the lengths of its fields where it holds ranges."""
+        cdef size_t nested, concatenation, part, described = self.buffer.nest(9)
+        if size:
+            self.buffer.number(1, size)
+        if fields:
+            concatenation = self.buffer.nest(2)
+            for field in fields:
+                part = self.buffer.nest(1)
+                self.buffer.number(1, field)
+                self.buffer.unnest(part)
+            self.buffer.unnest(concatenation)
+        self.buffer.unnest(described)
+        return 0
+
+    def add_rule(self, str table, int family, str chain, expressions):
+        cdef size_t part, nested, start = self._begin(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, "add", table, family, chain)
+        cdef bytes content
+        nested = self.buffer.nest(4)
+        for content in expressions:
+            part = self.buffer.nest(1)
+            self.buffer.raw(content)
+            self.buffer.unnest(part)
+        self.buffer.unnest(nested)
+        self.buffer.finish(start)
+        self.operations += 1
+
+    def add_elements(self, str table, int family, str set_name, items, uint32_t set_id=0, bint ranges=False):
         cdef Py_ssize_t count = 0
         cdef size_t start = 0, nested = 0
         cdef bytes key
         for key, data in items:
             start, nested = self._room(NEWSETELEM, table, family, set_name, set_id, start, nested)
-            self._element(key, data)
+            self._element(key, data, ranges)
             count += 1
         if count:
             self._close(start, nested)
         self.operations += count
         return count
 
-    def delete_elements(self, str table, int family, str set_name, keys, uint32_t set_id=0):
+    def delete_elements(self, str table, int family, str set_name, keys, uint32_t set_id=0, bint ranges=False):
         cdef Py_ssize_t count = 0
         cdef size_t start = 0, nested = 0
         cdef bytes key
         for key in keys:
             start, nested = self._room(DELSETELEM, table, family, set_name, set_id, start, nested)
-            self._element(key, None)
+            self._element(key, None, ranges)
             count += 1
         if count:
             self._close(start, nested)
@@ -174,16 +215,24 @@ cdef class Batch:
         self.buffer.finish(start)
         return 0
 
-    cdef int _element(self, bytes key, data) except -1:
+    cdef int _element(self, bytes key, data, bint ranges) except -1:
         cdef _Buffer out = self.buffer
-        cdef size_t element, part, verdict
+        cdef size_t element, part, verdict, length = len(key)
         cdef bytes chain
-        if len(key) > 64:
-            raise ValueError(f"element key of {len(key)} bytes: nftables takes at most 64")
+        if ranges:
+            if length & 1:
+                raise ValueError(f"a range of {length} bytes: it is two keys, the first and the last")
+            length >>= 1
+        if length > 64:
+            raise ValueError(f"element key of {length} bytes: nftables takes at most 64")
         element = out.nest(1)
         part = out.nest(1)
-        out.attribute(1, key, len(key))
+        out.attribute(1, key, length)
         out.unnest(part)
+        if ranges:
+            part = out.nest(10)
+            out.attribute(1, <const char*>key + length, length)
+            out.unnest(part)
         if data is not None:
             part = out.nest(2)
             if isinstance(data, bytes):

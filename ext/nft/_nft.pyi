@@ -1,6 +1,6 @@
 """Public face of the Cython module; the meaning of keys and data is told in the package docstring."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 AF_INET: Final = 2
@@ -59,10 +59,14 @@ class Batch:
         data_type: int | Literal["verdict"] | None = None,
         data_length: int = 0,
         counter: bool = False,
+        dynamic: int = 0,
+        ranges: Sequence[int] = (),
     ) -> None:
         """Makes a set, or with `data_type` a map, unless one just like it is there (EEXIST for one that differs).
 
-        With `counter` every element counts the packets that matched it.
+        With `counter` every element counts the packets that matched it. With `dynamic` rules add elements that time
+        out, at most so many. With `ranges`, the lengths of the key's fields in bytes before padding, elements are
+        ranges in each field.
 
         Types are nft's datatype numbers, six bits for each field of a concatenation; lengths are bytes after padding.
         The kernel ignores the numbers: nft reads them to print elements and to check rules.
@@ -74,13 +78,24 @@ class Batch:
         set_name: str,
         items: Iterable[tuple[bytes, bytes | str | None]],
         set_id: int = 0,
+        ranges: bool = False,
     ) -> int:
         """Adds elements to a set or map; returns how many. `set_id` names a set made in the same transaction.
 
-        Raises ValueError for a verdict that is not one, TypeError for other data.
+        With `ranges` a key is two: the range's first and its last. Ranges must not overlap (EEXIST, ENOTEMPTY). Raises ValueError for a verdict that is not one, TypeError for other data.
         """
-    def delete_elements(self, table: str, family: int, set_name: str, keys: Iterable[bytes], set_id: int = 0) -> int:
+    def delete_elements(
+        self,
+        table: str,
+        family: int,
+        set_name: str,
+        keys: Iterable[bytes],
+        set_id: int = 0,
+        ranges: bool = False,
+    ) -> int:
         """Deletes elements by key; returns how many. A missing one fails the transaction with ENOENT."""
+    def add_rule(self, table: str, family: int, chain: str, expressions: Iterable[bytes]) -> None:
+        """Appends a rule to a chain that exists; expressions.py makes what it does."""
 
 class Socket:
     """A netlink socket in the network namespace the calling thread is in when it is made. Not thread-safe."""
@@ -100,7 +115,10 @@ class Socket:
         Raises BatchError (nothing changed), Overrun (unknown: read back), TimeoutError.
         """
     def elements(self, table: str, family: int, set_name: str) -> list[tuple[bytes, bytes | str | None]]:
-        """All elements of a set or map; [] for an empty one. Raises NetlinkError (ENOENT for a missing one)."""
+        """All elements of a set or map; [] for an empty one. Raises NetlinkError (ENOENT for a missing one).
+
+        The key of a range is two: its first and its last.
+        """
     def counters(self, table: str, family: int, set_name: str) -> list[tuple[bytes, int, int]]:
         """(key, packets, bytes) of every element that has a counter."""
     def rules(self, table: str, family: int) -> list[tuple[str, int, bytes]]:

@@ -26,6 +26,7 @@ cdef enum:
     NLM_F_ACK_TLVS = 0x200
     NLM_F_DUMP = 0x300
     NLM_F_CREATE = 0x400
+    NLM_F_APPEND = 0x800
     NLMSG_ERROR = 2
     NLMSG_DONE = 3
     NLA_TYPE = 0x3FFF
@@ -33,6 +34,7 @@ cdef enum:
     BATCH_BEGIN = 0x10
     BATCH_END = 0x11
     SUBSYSTEM = 10 << 8
+    NEWRULE = 6
     GETRULE = 7
     NEWSET = 9
     NEWSETELEM = 12
@@ -40,7 +42,11 @@ cdef enum:
     DELSETELEM = 14
     NEWGEN = 15
     GETGEN = 16
+    SET_INTERVAL = 4
     SET_MAP = 8
+    SET_TIMEOUT = 0x10
+    SET_EVAL = 0x20
+    SET_CONCAT = 0x80
     DATA_VERDICT = 0xFFFFFF00
     HEADER = 20  # nlmsghdr and nfgenmsg
     LIST_ROOM = 65000  # an attribute's length has 16 bits; an element takes up to about 400 bytes

@@ -1,10 +1,10 @@
 # Part of _nft.pyx: what the kernel answers, made into Python values.
 
 cdef tuple _parse_element(const char* base, Py_ssize_t size):
-    """(key, data, counter) of one list element's attributes."""
+    """(key, data, counter) of one list element's attributes; the key of a range is its first and its last."""
     cdef Py_ssize_t at = 0
     cdef uint16_t length, kind
-    key = data = counter = None
+    key = data = counter = last = None
     while at + 4 <= size:
         length = (<uint16_t*>(base + at))[0]
         kind = (<uint16_t*>(base + at))[1] & NLA_TYPE
@@ -17,10 +17,12 @@ cdef tuple _parse_element(const char* base, Py_ssize_t size):
                 data = (base + at + 8)[:(<uint16_t*>(base + at + 4))[0] - 4]
             else:
                 data = _parse_verdict(base + at + 8, (<uint16_t*>(base + at + 4))[0] - 4)
+        elif kind == 10 and length > 8:
+            last = (base + at + 8)[:(<uint16_t*>(base + at + 4))[0] - 4]
         elif kind == 7:
             counter = (base + at + 4)[:length - 4]
         at += (length + 3) & ~3
-    return key, data, counter
+    return (key if last is None else key + last), data, counter
 
 
 cdef str _parse_verdict(const char* base, Py_ssize_t size):

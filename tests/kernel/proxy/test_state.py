@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.nftables import NftablesEngine
 from kernelet.dataplane.proxy.ruleset import DROP, NONE
 from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Protocol, ServicePort, ServiceRoute
-from kernelet.ext.nft import AF_INET, AF_INET6, Batch, BatchError, ElementError, NetlinkError, Socket
+from kernelet.ext.nft import AF_INET, AF_INET6, Batch, BatchError, NetlinkError, Socket
 
 from .topology import CONFIG, Feed, Topology, service
 
@@ -259,40 +260,64 @@ def test_a_table_of_an_incompatible_version_is_rebuilt(topology: Topology, feed:
         engine.close(keep=False)
 
 
-class Refusing(Socket):
-    """A netlink socket on which the kernel refuses one key's elements, as for want of memory."""
+@pytest.fixture
+def narrow(topology: Topology) -> Iterator[NftablesEngine]:
+    """An engine whose `services` map the kernel lets hold two elements."""
+    topology.node.run(
+        "nft",
+        "table ip kernelet { map services { type ipv4_addr . inet_proto . inet_service : classid; size 2; }\n }",
+    )
+    made = started(topology)
+    try:
+        yield made
+    finally:
+        made.close(keep=False)
 
-    key = b""
 
-    def commit(self, batch: Batch) -> None:
-        if self.key and self.key in batch.content():
-            raise BatchError([ElementError(errno.ENOMEM, "", "add", AF_INET, "kernelet", "services", self.key, None)])
-        super().commit(batch)
-
-
+@pytest.mark.parametrize("how", ["delta", "snapshot"])
 def test_a_refused_service_is_named_and_all_others_are_routed(
+    topology: Topology, narrow: NftablesEngine, feed: Feed, how: str
+) -> None:
+    narrow.apply(feed.change(service("a", "10.96.0.1", topology.web1.backend())))
+    delta = feed.change(
+        service("a", "10.96.0.1", topology.web2.backend()),
+        service("b", "10.96.0.2", topology.web1.backend()),
+        service("c", "10.96.0.3", topology.web1.backend(), node_port=30080),
+        service("d", "10.96.0.4", topology.web1.backend()),
+    )
+    with pytest.raises(EngineError) as caught:
+        narrow.apply(delta if how == "delta" else feed.snapshot())
+    refused = {item for item in "abcd" if f"service default/{item}:" in str(caught.value)}
+    assert len(refused) == 2, "the map has room for two"
+    assert re.search(r"refused to add element 10\.96\.0\.\d \. tcp \. 80 of nftables map services", str(caught.value))
+    for number, name in enumerate("abcd", 1):
+        if name not in refused:
+            expected = topology.web2 if name == "a" else topology.web1
+            assert topology.client.ask(f"10.96.0.{number}") == expected.address
+    assert topology.outside.ask("192.0.2.1", 30080) == topology.web1.address, "what else the service has is routed"
+    with pytest.raises(EngineError, match="snapshot"):
+        narrow.apply(feed.change())
+    with pytest.raises(EngineError, match="refused to add element"):
+        narrow.repair()
+    feed.change(removed=tuple(refused)[:1])
+    feed.change(removed=tuple(refused)[1:])
+    narrow.apply(feed.snapshot())
+    assert narrow.repair() == 0
+    narrow.apply(feed.change(service("a", "10.96.0.1", topology.web1.backend())))
+
+
+def test_a_service_that_cannot_be_had_does_not_keep_others_from_being_routed(
     topology: Topology, engine: NftablesEngine, feed: Feed
 ) -> None:
     engine.apply(feed.change(service("good", "10.96.0.1", topology.web1.backend())))
-    with topology.node.entered():
-        refusing = Refusing()
-    refusing.key = ip_address("10.96.0.2").packed + b"\x06\0\0\0\0\x50\0\0"
-    engine._socket, real = refusing, engine._socket
-    assert real is not None
-    real.close()
-    with pytest.raises(EngineError, match=r"default/bad.*10\.96\.0\.2 \. tcp \. 80.*services.*Cannot allocate"):
+    with pytest.raises(EngineError, match=r"service default/bad has a port .*; other services are routed"):
         engine.apply(
             feed.change(
-                service("bad", "10.96.0.2", topology.web1.backend()),
+                service("bad", "10.96.0.2", topology.web1.backend(), port=70000),
                 service("good", "10.96.0.1", topology.web2.backend()),
             )
         )
     assert topology.client.ask("10.96.0.1") == topology.web2.address
-    with pytest.raises(EngineError, match="snapshot"):
-        engine.apply(feed.change())
-    refusing.key = b""
-    engine.apply(feed.snapshot())
-    assert topology.client.ask("10.96.0.2") == topology.web1.address
 
 
 def test_the_kernel_names_the_element_it_refuses(topology: Topology, engine: NftablesEngine) -> None:
