@@ -27,13 +27,12 @@ _OPTIONS = (
     click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="Addresses of Services."),
     click.option("--dns-address", default="10.96.0.10", show_default=True, help="The DNS service's address."),
     click.option("--cluster-domain", default="cluster.local", show_default=True, help="The cluster's DNS domain."),
-    # The other engines exist, but nodes give them nothing to work with: chosen here, they would seem to run.
     click.option(
         "--engine",
-        type=click.Choice(["auto", "nftables"]),
+        type=click.Choice(["auto", "ebpf", "nftables", "userspace"]),
         default="auto",
         show_default=True,
-        help="Service proxy engine.",
+        help="Service proxy engine; auto: ebpf where the kernel allows, else nftables.",
     ),
     click.option("--max-pods", default=110, show_default=True, help="Most pods on this node."),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of the node; several allowed."),

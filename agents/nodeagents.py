@@ -10,7 +10,7 @@ import platform
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from kernelet.core.client.informer import Change, Informer
 from kernelet.core.security.kubeconfig import KubeconfigError, load_kubeconfig
 from kernelet.dataplane.overlay import OverlayConfig, OverlayError
 from kernelet.dataplane.podnet import DEFAULT_MTU, AddressesExhausted, PodNet, PodNetConfig, PodNetworkError
-from kernelet.dataplane.proxy import EngineConfig, EngineError
+from kernelet.dataplane.proxy import EngineConfig, EngineError, choose
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, cgroup_path, cgroup_root, pin_name
 
 log = logging.getLogger(__name__)
 
@@ -200,11 +201,28 @@ class NodeAgents:
     async def _start_proxy(self, subnet: IPv4Network) -> None:
         options = self._options
         config = EngineConfig(options.name, (subnet,), (options.cluster_cidr,), (options.service_cidr,))
-        proxy = ProxyAgent(options.engine, config)
+        config = replace(config, pins=PINS / pin_name(options.cluster, options.name))
+        if options.engine in ("auto", "ebpf"):
+            config = await self._with_cgroups(config)
+        choice = await asyncio.to_thread(choose, options.engine, config)
+        log.info("proxy engine %s: %s", *choice)
+        proxy = ProxyAgent(choice.engine, config)
         await proxy.start()
         self._stack.push_async_callback(proxy.close)
         self._sinks.append(proxy)
         self._tasks.create_task(proxy.watch(), name="proxy watch")
+
+    async def _with_cgroups(self, config: EngineConfig) -> EngineConfig:
+        """With the cgroups of this node's sockets; without them where this host has no cgroup2 hierarchy."""
+        options = self._options
+        try:
+            root = cgroup_root()
+        except EngineError as error:
+            log.warning("%s", error)
+            return config
+        driver = await _cgroup_driver(options.docker_socket)
+        pods = root / cgroup_path(cgroup_parent(NodeIdentity(options.cluster, options.name), driver))
+        return replace(config, cgroups=(pods,), host_cgroup=root)
 
     async def _keep_dns(self, address: str) -> None:
         """A DNS server that cannot listen must not take the pods' kubelet with it."""

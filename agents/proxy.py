@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from kernelet.dataplane.proxy import create_engine
+from kernelet.dataplane.proxy import create_engine, make_way
 from kernelet.dataplane.proxy.engine import Engine, EngineConfig, EngineError
 from kernelet.dataplane.repair import keep_repaired
 from kernelet.dataplane.routes import Delta, RouteTable
@@ -23,6 +23,8 @@ class ProxyAgent:
 
     def __init__(self, engine_name: str, config: EngineConfig) -> None:
         self._engine: Engine = create_engine(engine_name, config)
+        self._config = config
+        self._alone = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._applied = asyncio.Event()
 
@@ -33,6 +35,9 @@ class ProxyAgent:
     async def apply(self, delta: Delta, table: RouteTable) -> None:
         """Raises EngineError when the kernel does not hold the delta's version."""
         await self._call(lambda: self._engine.apply(delta))
+        if not self._alone:
+            await self._call(lambda: make_way(self._engine.name, self._config))
+            self._alone = True
         self._applied.set()
 
     async def watch(self) -> None:

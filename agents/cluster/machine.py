@@ -13,11 +13,13 @@ from pathlib import Path
 
 from lightkube.models.core_v1 import Node
 
+from kernelet.agents.kubelet.containers import slice_part
 from kernelet.agents.kubelet.dockerd import ensure_dockerd, mounts_below, stop_dockerd
 from kernelet.agents.kubelet.volumes import memory_root
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
 from kernelet.core.security.kubeconfig import load_kubeconfig
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name, remove_pins
 
 from . import build, containers, topology
 from .paths import DOCKER_DATA, RUN_ROOT, ClusterPaths, existing_clusters
@@ -139,6 +141,7 @@ async def stop_node(name: str, node: str) -> None:
     topology.delete_node(name, node)
     await ask(paths, {"op": "stop", "unit": node, "signal": "SIGKILL"})
     await asyncio.to_thread(containers.kill_node, spec.docker_socket, name, node)
+    remove_programs(pin_name(name, node))
 
 
 async def start_node(name: str, node: str) -> None:
@@ -164,6 +167,7 @@ async def delete(name: str, say: Say, *, keep_dockerd: bool = False) -> None:
     for folder in (paths.run, paths.state, memory_root(name)):
         if folder.exists():
             shutil.rmtree(folder)
+    remove_programs(pin_name(name, "*"))
     remove_cgroups(f"{name}.")
     if not existing_clusters() and not keep_dockerd:
         say("stopping dockerd")
@@ -219,19 +223,35 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def remove_programs(pattern: str) -> None:
+    """Detaches the socket programs of the nodes whose `pin_name` matches, with maps and pins.
+
+    Raises ClusterError naming what stays.
+    """
+    for pins in PINS.glob(pattern):
+        try:
+            remove_pins(pins)
+        except OSError as error:
+            raise ClusterError(f"{pins}: {error.strerror or error}; remove it by hand, then try again") from error
+    with suppress(OSError):  # Another cluster's are still in it, or there is none.
+        PINS.rmdir()
+
+
 def remove_cgroups(prefix: str) -> None:
     """The cgroups below `kernelet/` of every hierarchy, whose names begin with `prefix`.
 
     Raises ClusterError naming one in which a process still is.
     """
+    slices = f"kernelet-{slice_part(prefix.partition('.')[0]) or '*'}.slice"
     for root in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*")]:
-        # Among them are the kernel's own files, such as cgroup.procs.
-        for group in (path for path in (root / "kernelet").glob(f"{prefix}*") if path.is_dir()):
-            below = sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True)
-            for folder in [*below, group]:
-                _remove_cgroup(folder)
-        with suppress(OSError):  # another cluster's groups are still in it
-            (root / "kernelet").rmdir()
+        for parent, pattern in ((root / "kernelet", f"{prefix}*"), (root / "kernelet.slice", slices)):
+            # Among them are the kernel's own files, such as cgroup.procs.
+            for group in (path for path in parent.glob(pattern) if path.is_dir()):
+                below = sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True)
+                for folder in [*below, group]:
+                    _remove_cgroup(folder)
+            with suppress(OSError):  # another cluster's groups are still in it
+                parent.rmdir()
 
 
 def _remove_cgroup(folder: Path) -> None:

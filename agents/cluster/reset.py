@@ -6,7 +6,6 @@ import asyncio
 import logging
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import click
 
@@ -16,7 +15,6 @@ from .paths import DOCKER_DATA, RUN_ROOT, STATE_ROOT, ClusterPaths
 log = logging.getLogger(__name__)
 
 TABLES = ("kernelet", "kernelet_podnet")
-BPF_FOLDER = Path("/sys/fs/bpf/kernelet")
 
 
 @click.command("reset")
@@ -50,8 +48,9 @@ async def reset() -> None:
     await stop_dockerd(DOCKER_DATA)
     machine.unmount(STATE_ROOT, RUN_ROOT)
     say("removing files")
+    machine.remove_programs("*")
     machine.remove_cgroups("")
-    for folder in (RUN_ROOT, STATE_ROOT, BPF_FOLDER, memory_root("")):
+    for folder in (RUN_ROOT, STATE_ROOT, memory_root("")):
         machine.remove_folder(folder)
 
 

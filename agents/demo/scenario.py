@@ -17,7 +17,8 @@ from kernelet.agents.cluster.build import kernelet_command
 from kernelet.agents.cluster.paths import ClusterPaths
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
-from kernelet.dataplane.proxy import EngineConfig, create_engine
+from kernelet.dataplane.proxy import EngineConfig, create_engine, programmed
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
 from kernelet.ext import netns
 
 from .checks import Checks
@@ -258,10 +259,10 @@ async def _output(*argv: str) -> str:
 
 def kernel_backends(cluster: str, node: str) -> set[str]:
     """The addresses that a node's kernel sends new connections to, read back from it."""
-    config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),))
+    config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),), pins=PINS / pin_name(cluster, node))
 
     def read() -> set[str]:
-        engine = create_engine("nftables", config)
+        engine = create_engine(programmed(config), config)
         try:
             return {str(IPv4Address(backend)) for _, _, _, backend, _ in engine.restore() if len(backend) == 4}
         finally:

@@ -47,11 +47,13 @@ class NodeIdentity:
 def cgroup_parent(identity: NodeIdentity, driver: str) -> str:
     """The parent cgroup of a node's containers, in the form that docker's cgroup driver wants (systemd.slice(5))."""
     if driver == "systemd":
-        # A dash in a slice's name means a child slice: it is escaped as systemd-escape(1) does.
-        parts = [re.sub(r"[^A-Za-z0-9_.]", lambda found: f"\\x{ord(found[0]):02x}", part) for part in
-                 (identity.cluster, identity.node)]  # fmt: skip
-        return f"kernelet-{parts[0]}-{parts[1]}.slice"
+        return f"kernelet-{slice_part(identity.cluster)}-{slice_part(identity.node)}.slice"
     return f"/kernelet/{identity.cluster}.{identity.node}/"
+
+
+def slice_part(name: str) -> str:
+    """A name as a part of a slice's: a dash would mean a child slice, so it is escaped as systemd-escape(1) does."""
+    return re.sub(r"[^A-Za-z0-9_.]", lambda found: f"\\x{ord(found[0]):02x}", name)
 
 
 def restart_of(status: ContainerStatus) -> int:

@@ -8,35 +8,38 @@ these promises by its nature: `userspace`, the baseline that the others are meas
 
 from __future__ import annotations
 
-import logging
-
+from .choice import ENGINES, Choice, choose, make_way, programmed
 from .engine import Counter, Engine, EngineConfig, EngineError
 
-__all__ = ["Counter", "Engine", "EngineConfig", "EngineError", "create_engine"]
-
-_log = logging.getLogger(__name__)
-ENGINES = ("auto", "nftables", "ebpf", "userspace")
+__all__ = [
+    "ENGINES",
+    "Choice",
+    "Counter",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "choose",
+    "create_engine",
+    "make_way",
+    "programmed",
+]
 
 
 def create_engine(name: str, config: EngineConfig) -> Engine:
-    """The engine called `name`, one of `ENGINES`; "auto" takes the best one that this host can run.
+    """The engine called `name`, one of `ENGINES`; "auto" takes the one that `choose` does.
 
     It touches nothing before its `start()`. Raises EngineError for an unknown name.
     """
-    if name == "auto":
-        _log.info("proxy engine nftables: it needs nothing but the kernel's nf_tables and nf_nat")
-        name = "nftables"
-    if name == "nftables":
-        # Imported late: an engine that is not used must not demand its libraries.
+    engine = choose(name, config).engine
+    # Imported late: an engine that is not used must not demand its libraries.
+    if engine == "nftables":
         from .nftables import NftablesEngine
 
         return NftablesEngine(config)
-    if name == "ebpf":
+    if engine == "ebpf":
         from .ebpf import EbpfEngine
 
         return EbpfEngine(config)
-    if name == "userspace":
-        from .userspace import UserspaceEngine
+    from .userspace import UserspaceEngine
 
-        return UserspaceEngine(config)
-    raise EngineError(f"no proxy engine is called {name!r}; use one of {', '.join(ENGINES)}")
+    return UserspaceEngine(config)

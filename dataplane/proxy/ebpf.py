@@ -6,18 +6,18 @@ getpeername(2) show the service's address. After that the connection is one betw
 cost per packet, and a pod that reaches itself through its service needs nothing special.
 
 What comes from elsewhere never passes a hook: clients outside the cluster, node ports on the node's addresses, SCTP,
-sockets whose cgroup is not among `EngineConfig.cgroups`. For these the engine runs an nftables engine beside, at the
-same version.
+balancer addresses that are not for everybody. For these the engine runs an nftables engine beside, at the same version,
+which knows no cluster IPs of TCP and UDP and keeps pods' packets among themselves out of conntrack.
 
 Maps::
 
-    services   10.96.0.1 . 80 . tcp   : set 7, 3 backends, affinity 0
+    services   10.96.0.1 . 80 . tcp   : set 7, 3 slots, affinity 0, counter 2
     backends   set 7 . slot 0         : 10.244.1.7 . 8080               slots are dense: 0, 1, 2
     members    set 7 . 10.244.1.7 ... : (present)                       of services with affinity only
     affinity   client . service       : 10.244.1.7 . 8080, last used    LRU
     flows      socket . backend       : service address                 LRU, of UDP sockets
     sockets    (socket storage)       : what this socket connected to, what it sent to last
-    counters   service                : connections, refusals           per CPU
+    counters   2                      : connections, refusals           per CPU
 
 Designs considered
 ------------------
@@ -40,10 +40,15 @@ Atomicity: of a delta against crashes, of a service against connections; see ebp
 The client of session affinity is the network namespace: a pod, or the node itself. Node ports are translated for the
 node's own processes on loopback addresses; on its other addresses they are the nftables engine's.
 
-Cgroups: `EngineConfig.cgroups` names the parent cgroup of the node's pods and, where the node's own processes shall be
-served too, theirs: on a host that is one node the root of the hierarchy, which includes the pods; where several nodes
-are namespaces of one host each node's processes need a cgroup of their own. Programs on a cgroup and on one above it
-both run, so the list must not hold both.
+Cgroups: each hook has two programs. One is attached to the parent cgroup of the node's pods (`EngineConfig.cgroups`)
+and serves sockets outside the node's own network namespace; the other one is attached to the root of the hierarchy
+(`host_cgroup`) and serves those in it: the node's processes and pods of the host's network, whatever their cgroup. So
+no socket is served twice, although programs of a cgroup and of those above it all run, and nodes that are namespaces
+of one host do not meet. A socket that is no node's business pays one comparison.
+
+Choice: at random, where a heavier backend has more slots; or, of a consistent service, by a Maglev table in the slots,
+where the client's slot follows from its network namespace. What a slot means is settled in ebpf_plan.py, so that the
+programs know neither weights nor tables.
 """
 
 from __future__ import annotations
@@ -54,13 +59,12 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from kernelet.ext.bpf import COUNTER
 from kernelet.ext.libbpf import BpfError
 
 from ..routes import Delta, RouteTable, ServiceRoute
-from .ebpf_kernel import Kernel
+from .ebpf_kernel import Kernel, remove_pins
 from .ebpf_ledger import Held, Ledger, Transition
-from .ebpf_maps import COUNTERS, delete_sets, flip, read, sweep, write_sets
+from .ebpf_maps import COUNTERS, counted, delete_sets, flip, read, sweep, write_sets
 from .ebpf_plan import Key, Plan, endpoints, is_address, plan, route
 from .ebpf_sockets import StaleSockets, release, stale
 from .engine import Counter, EngineConfig, EngineError
@@ -84,7 +88,7 @@ class EbpfEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._kernel = Kernel(config)
-        self._packets = NftablesEngine(config)
+        self._packets = NftablesEngine(config, beside_sockets=True)
         self._table = RouteTable()
         self._zone = ""
         self._ledger = Ledger()
@@ -106,7 +110,7 @@ class EbpfEngine:
             with _told("remove the ebpf engine"):
                 self._kernel.close()
                 if not keep:
-                    self._kernel.remove()
+                    remove_pins(self._kernel.pins)
         finally:
             self._packets.close(keep=keep)
 
@@ -145,8 +149,12 @@ class EbpfEngine:
                 whole = delta.snapshot or zone != before
                 transition = self._whole(table.after(delta).services) if whole else self._difference(delta)
                 self._stage(transition)
-                refusal = self._apply_to_packets(delta, transition)
-                self._commit(transition)
+                if delta.snapshot:  # Packets may have been what served these sockets so far: no moment without either.
+                    self._commit(transition)
+                    refusal = self._apply_to_packets(delta, transition)
+                else:
+                    refusal = self._apply_to_packets(delta, transition)
+                    self._commit(transition)
         except EngineError:
             self._zone = before
             raise
@@ -157,7 +165,7 @@ class EbpfEngine:
         self._applied, self._broken = True, False
 
     def _apply_to_packets(self, delta: Delta, transition: Transition) -> EngineError | None:
-        """The nftables engine's turn, while nothing leads to what is staged."""
+        """The nftables engine's turn; of a delta while nothing leads to what is staged."""
         try:
             self._packets.apply(delta)
         except EngineError as error:
@@ -189,6 +197,7 @@ class EbpfEngine:
         self._ledger.adopt(image.held, image.numbers)
         made = self._ledger.replace(plans)
         made.stray_backends, made.stray_members = image.stray_backends, image.stray_members
+        made.stray_counters = image.stray_counters
         return made
 
     def _plan(self, service: ServiceRoute) -> Plan:
@@ -228,7 +237,7 @@ class EbpfEngine:
         """See the contract; also disconnects UDP sockets whose backend has left their service."""
         left, self._stale = self._stale, {}
         if left and self._kernel.maps:
-            count = release(left, self._kernel.maps["flows"], self._config.cgroups)
+            count = release(left, self._kernel.maps["flows"], self._config)
             if count:
                 _log.info("disconnected %d UDP sockets that were stuck on backends that are gone", count)
         self._packets.tidy()
@@ -252,22 +261,24 @@ class EbpfEngine:
             if self._applied:
                 transition = self._whole(self._table.services)
                 count += len(transition.held) + len(transition.stray_backends) + len(transition.stray_members)
+                count += len(transition.stray_counters)
                 self._stage(transition)
                 self._commit(transition)
         return count + self._packets.repair()
 
     def counters(self) -> list[Counter]:
-        """New connections to each service, by sockets and by packets; packets and bytes are not counted."""
+        """New connections to each service, by sockets and by packets, and refusals of sockets."""
         tally: Tally[str] = Tally()
+        refused: Tally[str] = Tally()
         with _told("read the counters of the ebpf engine"):
             if self._kernel.maps:
-                for key, value in self._kernel.maps[COUNTERS].items():
-                    owner = self._ledger.owner(key)
-                    if owner:
-                        tally[owner] += sum(connections for connections, _ in COUNTER.iter_unpack(value))
+                owners = self._ledger.owners()
+                for place, connections, refusals in counted(self._kernel.maps[COUNTERS]):
+                    tally[owners[place]] += connections
+                    refused[owners[place]] += refusals
         for counter in self._packets.counters():
             tally[counter.service] += counter.connections
-        return [Counter(name, connections, 0, 0) for name, connections in sorted(tally.items())]
+        return [Counter(name, tally[name], 0, 0, refused[name]) for name in sorted(tally.keys() | refused.keys())]
 
 
 def _routes(held: Mapping[Key, Held]) -> frozenset[tuple[bytes, int, int, bytes, int]]:

@@ -3,7 +3,7 @@
 Under the folder of pins::
 
     maps/<name>              the maps of connect.bpf.c
-    links/<hook>-<cgroup>    one link per program and cgroup, the latter as a digest of its path
+    links/<program>-<cgroup> one link per program and cgroup, the latter as a digest of its path
 
 The attached programs are the record: after a restart it is their maps that are taken over, and pins that differ or are
 missing are put right. Upgrade and growth are the same: the object is loaded anew with the maps that may stay and new
@@ -31,15 +31,28 @@ from .engine import EngineConfig, EngineError
 
 _log = logging.getLogger(__name__)
 ROUTE_MAPS: Final = (SERVICES, BACKENDS, MEMBERS)
-MAPS: Final = (*ROUTE_MAPS, COUNTERS, "affinity", "flows", "sockets", "config")
+REMEMBERED: Final = ("affinity", "flows")
+"""Maps that forget the oldest where they are full."""
+MAPS: Final = (*ROUTE_MAPS, COUNTERS, *REMEMBERED, "sockets", "config")
 BPFFS: Final = Path("/sys/fs/bpf")
+PINS: Final = BPFFS / "kernelet"
 _SO_NETNS_COOKIE: Final = 71
 _COOKIE_BYTES: Final = 8
+POD, HOST = "pod", "host"
 _LinkId = tuple[Path, str]
+"""A cgroup, and the program that is attached to it."""
 
 
-def default_pins(node: str) -> Path:
-    return BPFFS / "kernelet" / node
+def pins_of(config: EngineConfig) -> Path:
+    return config.pins or PINS / pin_name(config.node)
+
+
+def pin_name(*names: str) -> str:
+    """A folder's name for a node, which may be preceded by its cluster's.
+
+    A bpf filesystem takes no name with a dot; names in Kubernetes have no underscores.
+    """
+    return "_".join(names).replace(".", "_")
 
 
 def cgroup_root() -> Path:
@@ -65,25 +78,59 @@ def cgroup_path(parent: str) -> Path:
     return Path(*(f"{'-'.join(parts[: index + 1])}.slice" for index in range(len(parts))))
 
 
-def obstacle() -> str:
-    """Why this host cannot run the socket programs; "" where it can. Loads them once, which takes 60 ms."""
+def obstacle(cgroup: Path) -> str:
+    """Why this host cannot run the socket programs; "" where it can.
+
+    Loads them and attaches one for a moment, which takes 0.1 s: its maps are empty, so it changes nothing.
+    """
     try:
         cgroup_root()
         mount_bpffs(BPFFS)
         with Object(CONNECT) as probe:
             probe.load()
+            Link.attach(probe.program(programs(HOST)[0]), cgroup).close()
     except (EngineError, OSError) as error:
-        return str(error)
+        return error.strerror or str(error) if isinstance(error, OSError) else str(error)
     return ""
+
+
+def programs(role: str) -> tuple[str, ...]:
+    """Names of the programs for the pods' cgroups, or for the host's."""
+    return tuple(f"{role}_{hook}" for hook in HOOKS)
+
+
+def remove_pins(pins: Path) -> None:
+    """Detaches the programs that are pinned there and removes all pins; what is not there is taken for removed."""
+    for folder in (pins / "links", pins / "maps"):
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if folder.name == "links":
+                with Link.open(path) as link:
+                    link.detach()
+            path.unlink()
+        folder.rmdir()
+    for folder in (pins, *pins.parents):
+        if folder == BPFFS or not folder.exists():
+            break
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                _log.warning("cannot remove the folder of pins %s: %s", folder, error.strerror)
+            break
 
 
 class Kernel:
     """Maps, programs and links of one node. Methods raise BpfError and EngineError."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.pins = config.pins or default_pins(config.node)
-        self._cgroups = config.cgroups
+        self.pins = pins_of(config)
+        self._places: list[_LinkId] = [(cgroup, name) for cgroup in config.cgroups for name in programs(POD)]
+        if config.host_cgroup is not None:
+            self._places += [(config.host_cgroup, name) for name in programs(HOST)]
         self._limit = config.max_map_entries
+        self._remembered = config.max_remembered
         self._object: Object | None = None
         self._links: dict[_LinkId, Link] = {}
         self._netns = 0
@@ -93,7 +140,7 @@ class Kernel:
 
     def start(self) -> None:
         """Loads the programs over the maps that are there, and attaches them."""
-        if not self._cgroups:
+        if not self._places:
             raise EngineError("the ebpf engine has no cgroup to attach to: name the node's pod cgroup in its settings")
         if BPFFS in self.pins.parents:
             mount_bpffs(BPFFS)
@@ -118,9 +165,8 @@ class Kernel:
 
     def activate(self) -> None:
         """Puts the loaded programs in charge, and pins the maps they use."""
-        for cgroup in self._cgroups:
-            for hook in HOOKS:
-                self._attach(cgroup, hook)
+        for cgroup, program in self._places:
+            self._attach(cgroup, program)
         for name, item in self.maps.items():
             self._pin_map(name, item)
         self.waiting = False
@@ -170,9 +216,14 @@ class Kernel:
         """Loads the object over existing maps where they fit; the names of those that are new."""
         made = Object(CONNECT)
         fresh = set()
+        sizes = {**dict.fromkeys(REMEMBERED, self._remembered), **sizes}
         try:
             for name in MAPS:
-                if name in existing and _fits(existing[name].info, made.declared(name)):
+                if (
+                    name in existing
+                    and _fits(existing[name].info, made.declared(name))
+                    and (name not in REMEMBERED or existing[name].info.max_entries == sizes[name])
+                ):
                     made.reuse(name, existing[name])
                     continue
                 fresh.add(name)
@@ -201,8 +252,11 @@ class Kernel:
             if path.exists():
                 found[name] = Map.open(path)
         attached = False
-        for cgroup, hook in ((cgroup, hook) for cgroup in self._cgroups for hook in ("sendmsg4", "connect4")):
-            path = self._link_path(cgroup, hook)
+        # All of a node's programs use the same maps, unless a crash came between two: then those of the last count.
+        for cgroup, program in reversed(self._places):
+            if not program.endswith(("connect4", "sendmsg4")):
+                continue
+            path = self._link_path(cgroup, program)
             if not path.exists():
                 continue
             with Link.open(path) as link:
@@ -216,13 +270,13 @@ class Kernel:
                 found[name] = item
         return found, attached
 
-    def _link_path(self, cgroup: Path, hook: str) -> Path:
+    def _link_path(self, cgroup: Path, program: str) -> Path:
         digest = hashlib.sha256(bytes(cgroup)).hexdigest()[:12]
-        return self.pins / "links" / f"{hook}-{digest}"
+        return self.pins / "links" / f"{program}-{digest}"
 
     def _remove_strange_pins(self) -> None:
         """Those of cgroups that this node no longer serves, and what a crash has left half pinned."""
-        ours = {self._link_path(cgroup, hook) for cgroup in self._cgroups for hook in HOOKS}
+        ours = {self._link_path(cgroup, program) for cgroup, program in self._places}
         ours.update(self.pins / "maps" / name for name in MAPS)
         for path in (*(self.pins / "links").iterdir(), *(self.pins / "maps").iterdir()):
             if path not in ours:
@@ -230,16 +284,16 @@ class Kernel:
 
     # --- links and pins -------------------------------------------------------------------------------------------
 
-    def _attach(self, cgroup: Path, hook: str) -> None:
-        """Makes the hook run the loaded program: by the link that is there, or by a new one."""
+    def _attach(self, cgroup: Path, name: str) -> None:
+        """Makes the cgroup's hook run the loaded program: by the link that is there, or by a new one."""
         if self._object is None:
             raise EngineError("the ebpf engine is not started: call start() first")
-        program = self._object.program(hook)
-        path = self._link_path(cgroup, hook)
-        link = self._links.get((cgroup, hook))
+        program = self._object.program(name)
+        path = self._link_path(cgroup, name)
+        link = self._links.get((cgroup, name))
         if link is None and path.exists():
             link = Link.open(path)
-            self._links[cgroup, hook] = link
+            self._links[cgroup, name] = link
         if link is not None and link.info().cgroup_id == _cgroup_id(cgroup):
             link.update(program)
             if not path.exists():
@@ -247,10 +301,10 @@ class Kernel:
             return
         if link is not None:
             link.close()
-            del self._links[cgroup, hook]
+            del self._links[cgroup, name]
         cgroup.mkdir(parents=True, exist_ok=True)
         link = Link.attach(program, cgroup)
-        self._links[cgroup, hook] = link
+        self._links[cgroup, name] = link
         link.pin(path)
 
     def _pin_map(self, name: str, item: Map) -> None:
@@ -264,11 +318,11 @@ class Kernel:
     def missing(self) -> list[str]:
         """What others have removed: links, pins. May be called from any thread."""
         found = []
-        for (cgroup, hook), link in tuple(self._links.items()):
+        for (cgroup, program), link in tuple(self._links.items()):
             if link.fd >= 0 and link.info().cgroup_id != _cgroup_id(cgroup):
-                found.append(f"the link of {hook} to cgroup {cgroup}")
-            elif not self._link_path(cgroup, hook).exists():
-                found.append(f"the pin of the link of {hook} to cgroup {cgroup}")
+                found.append(f"the link of {program} to cgroup {cgroup}")
+            elif not self._link_path(cgroup, program).exists():
+                found.append(f"the pin of the link of {program} to cgroup {cgroup}")
         found.extend(f"the pin of map {name}" for name in self.maps if not (self.pins / "maps" / name).exists())
         return found
 
@@ -287,27 +341,6 @@ class Kernel:
             link.close()
         self._links = {}
         self._close_object()
-
-    def remove(self) -> None:
-        """Detaches the programs and removes all pins; what is not there is taken for removed."""
-        for folder in (self.pins / "links", self.pins / "maps"):
-            if not folder.is_dir():
-                continue
-            for path in folder.iterdir():
-                if folder.name == "links":
-                    with Link.open(path) as link:
-                        link.detach()
-                path.unlink()
-            folder.rmdir()
-        for folder in (self.pins, *self.pins.parents):
-            if folder == BPFFS or not folder.exists():
-                break
-            try:
-                folder.rmdir()
-            except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
-                    _log.warning("cannot remove the folder of pins %s: %s", folder, error.strerror)
-                break
 
 
 def _fits(existing: MapInfo, declared: MapInfo) -> bool:

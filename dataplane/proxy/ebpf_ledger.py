@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .ebpf_plan import Key, Plan, Pool, Target, size
+from .ebpf_plan import Key, Plan, Pool, Target, distinct, size
 
 _LAST_SET = (1 << 32) - 1
 
@@ -20,6 +20,12 @@ class Held(NamedTuple):
     target: Target
     set: int
     """Number of the set that holds the target's pool; 0 for an empty one."""
+    counter: int
+    """The key's place in the map counters."""
+
+
+BROKEN = Held(Target(b"", -1), 0, -1)
+"""Stands for a key whose set is not whole: it differs from everything that could be wanted, and is counted nowhere."""
 
 
 class Set(NamedTuple):
@@ -40,13 +46,18 @@ class Transition:
     new_sets: list[Set] = field(default_factory=list)
     old_sets: list[Set] = field(default_factory=list)
     claims: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    old_counters: list[int] = field(default_factory=list)
+    fresh_counters: int = 0
+    """How many places in the map counters come into use."""
     stray_backends: list[bytes] = field(default_factory=list)
     """Keys in the maps backends and members of sets that nothing leads to."""
     stray_members: list[bytes] = field(default_factory=list)
+    stray_counters: list[int] = field(default_factory=list)
+    """Places where something was counted for a key that is gone."""
 
     def __bool__(self) -> bool:
         """Whether the kernel has to be written to."""
-        return bool(self.held or self.stray_backends or self.stray_members)
+        return bool(self.held or self.stray_backends or self.stray_members or self.stray_counters)
 
 
 class Ledger:
@@ -62,11 +73,13 @@ class Ledger:
         self._users: dict[int, int] = {}
         self._last_set = 0
         self._backends = self._members = 0
+        self._free_counters: list[int] = []
+        self._counters = 0
+        """Places from here on have never been used."""
 
-    def owner(self, key: Key) -> str:
-        """The service that a key belongs to; "" for none."""
-        claims = self._claims.get(key)
-        return claims[0] if claims else ""
+    def owners(self) -> dict[int, str]:
+        """Place in the map counters -> the service that is counted there."""
+        return {item.counter: self._claims[key][0] for key, item in self.held.items() if key in self._claims}
 
     def adopt(self, held: Mapping[Key, Held], numbers: Iterable[int]) -> None:
         """Takes over what was read from the kernel, where `numbers` are those of all sets, used or not."""
@@ -80,6 +93,9 @@ class Ledger:
                 seen.add(item.set)
                 self._tally(_set_of(item), 1)
         self._last_set = max(numbers, default=self._last_set)
+        used = {item.counter for item in held.values()}
+        self._counters = max(used, default=-1) + 1
+        self._free_counters = [place for place in range(self._counters) if place not in used]
 
     def change(self, old: Mapping[str, Plan], new: Mapping[str, Plan], plan_of: Callable[[str], Plan]) -> Transition:
         """What follows when services go from `old` to `new` plans; `plan_of` gives the plans of all other services."""
@@ -126,13 +142,24 @@ class Ledger:
                     made.old_sets.append(_set_of(before))
             if target is None:
                 made.held[key] = None
+                if before is not None and before is not BROKEN:
+                    made.old_counters.append(before.counter)
                 continue
             number = numbers.get(target, 0)
             if target.pool and not number:
                 number = numbers[target] = self._new_set()
                 made.new_sets.append(Set(number, target.pool, bool(target.affinity)))
-            made.held[key] = Held(target, number)
+            if before is None or before is BROKEN:
+                made.held[key] = Held(target, number, self._counter(made.fresh_counters))
+                made.fresh_counters += 1
+            else:
+                made.held[key] = Held(target, number, before.counter)
         return made
+
+    def _counter(self, taken: int) -> int:
+        """A place that is not in use, where so many more are taken already."""
+        free = len(self._free_counters)
+        return self._free_counters[-1 - taken] if taken < free else self._counters + taken - free
 
     def accept(self, transition: Transition) -> None:
         """The kernel holds the transition's outcome."""
@@ -154,22 +181,27 @@ class Ledger:
             self._tally(item, 1)
         for item in transition.old_sets:
             self._tally(item, -1)
+        reused = min(transition.fresh_counters, len(self._free_counters))
+        del self._free_counters[len(self._free_counters) - reused :]
+        self._counters += transition.fresh_counters - reused
+        self._free_counters += transition.old_counters
 
     def room(self, transition: Transition) -> dict[str, int]:
         """Elements of each map while a transition is written: what comes is there before what goes is deleted."""
         services = sum(1 for key in transition.held if key not in self.held)
         backends = sum(size(item.pool) for item in transition.new_sets)
-        members = sum(size(item.pool) for item in transition.new_sets if item.members)
+        members = sum(len(distinct(item.pool)) for item in transition.new_sets if item.members)
         return {
             "services": len(self.held) + services,
             "backends": self._backends + backends + len(transition.stray_backends),
             "members": self._members + members + len(transition.stray_members),
+            "counters": self._counters + max(0, transition.fresh_counters - len(self._free_counters)),
         }
 
     def _tally(self, item: Set, sign: int) -> None:
         self._backends += sign * size(item.pool)
         if item.members:
-            self._members += sign * size(item.pool)
+            self._members += sign * len(distinct(item.pool))
 
     def _new_set(self) -> int:
         """A number that is not in use; none is used again before four billion others were."""

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from kernelet.ext.bpf import BACKEND_KEY, ENDPOINT, FLAG_GONE, SERVICE
+from kernelet.ext.bpf import BACKEND_KEY, COUNTER, ENDPOINT, FLAG_CONSISTENT, FLAG_GONE, SERVICE
 from kernelet.ext.libbpf import BpfError, Map
 
-from .ebpf_ledger import Held, Set, Transition
-from .ebpf_plan import Key, Target, endpoints, size
+from .ebpf_ledger import BROKEN, Held, Set, Transition
+from .ebpf_plan import Key, Target, distinct, size
 
 SERVICES, BACKENDS, MEMBERS, COUNTERS = "services", "backends", "members", "counters"
-_GONE: Final = SERVICE.pack(0, 0, 0, FLAG_GONE)
-_BROKEN: Final = Held(Target(b"", -1), 0)
-"""Stands for a key whose set is not whole: it differs from everything that could be wanted."""
+_GONE: Final = SERVICE.pack(0, 0, 0, FLAG_GONE, 0, 0)
 _PRESENT: Final = b"\1\0\0\0"
 _RANGES: dict[int, array[int]] = {}
 """Slots 0..n-1 by n: most services have one of a few numbers of backends."""
@@ -39,6 +37,7 @@ class Image:
     """Of all sets, whether something leads to them or not."""
     stray_backends: list[bytes] = field(default_factory=list)
     stray_members: list[bytes] = field(default_factory=list)
+    stray_counters: list[int] = field(default_factory=list)
 
 
 def read(maps: Mapping[str, Map]) -> Image:
@@ -50,25 +49,43 @@ def read(maps: Mapping[str, Map]) -> Image:
     made.numbers = sets.keys() | members.keys()
     used: set[int] = set()
     listed: set[int] = set()
-    whole: dict[tuple[int, int, int], Held] = {}
+    places: set[int] = set()
+    whole: dict[tuple[int, int, int, int], Target | None] = {}
     for key, value in services:
-        number, count, affinity, flags = SERVICE.unpack(value)
+        number, count, affinity, flags, counter, _ = SERVICE.unpack(value)
         made.numbers.add(number)
-        held = whole.get((number, count, affinity))
-        if held is None:
-            held = _assemble(number, count, affinity, sets, members)
-            whole[number, count, affinity] = held
-        made.held[key] = _BROKEN if flags & FLAG_GONE else held
-        used.add(made.held[key].set)
-        if made.held[key].target.affinity > 0:
-            listed.add(made.held[key].set)
+        kind = (number, count, affinity, flags)
+        if kind not in whole:
+            whole[kind] = _assemble(*kind, sets, members)
+        target = whole[kind]
+        if target is None or counter in places or counter >= maps[COUNTERS].info.max_entries:
+            made.held[key] = BROKEN
+            continue
+        made.held[key] = Held(target, number, counter)
+        places.add(counter)
+        used.add(number)
+        if affinity:
+            listed.add(number)
     for number, slots in sets.items():
         if number not in used:
             made.stray_backends.extend(BACKEND_KEY.pack(number, slot) for slot in slots)
     for number, found in members.items():
         if number not in listed:
             made.stray_members.extend(number.to_bytes(4, sys.byteorder) + item for item in found)
+    made.stray_counters = [place for place, _, _ in counted(maps[COUNTERS]) if place not in places]
     return made
+
+
+def counted(counters: Map) -> Iterator[tuple[int, int, int]]:
+    """(place, connections, refusals) where there are any. Raises BpfError."""
+    _, keys, values = counters.read()
+    stride = counters.info.stride
+    nothing = bytes(stride)
+    for index, place in enumerate(array("I", keys)):
+        value = values[index * stride : (index + 1) * stride]
+        if value != nothing:
+            each = tuple(COUNTER.iter_unpack(value))
+            yield place, sum(row[0] for row in each), sum(row[1] for row in each)
 
 
 def _read_sets(backends: Map) -> dict[int, dict[int, bytes]]:
@@ -94,17 +111,26 @@ def _read_members(members: Map) -> dict[int, set[bytes]]:
 
 
 def _assemble(
-    number: int, count: int, affinity: int, sets: Mapping[int, Mapping[int, bytes]], members: Mapping[int, set[bytes]]
-) -> Held:
+    number: int,
+    count: int,
+    affinity: int,
+    flags: int,
+    sets: Mapping[int, Mapping[int, bytes]],
+    members: Mapping[int, set[bytes]],
+) -> Target | None:
+    """What a service's element leads to; None where it is marked as gone, or that is not whole."""
+    consistent = bool(flags & FLAG_CONSISTENT)
+    if flags & FLAG_GONE:
+        return None
     if not count:
-        return Held(Target(b"", affinity), 0) if not number else _BROKEN
+        return None if number else Target(b"", affinity, consistent)
     slots = sets.get(number, {})
     if len(slots) != count or any(slot not in slots for slot in range(count)):
-        return _BROKEN
+        return None
     pool = b"".join([slots[slot] for slot in range(count)])
-    if affinity and members.get(number) != set(endpoints(pool)):
-        return _BROKEN
-    return Held(Target(pool, affinity), number)
+    if affinity and members.get(number) != distinct(pool):
+        return None
+    return Target(pool, affinity, consistent)
 
 
 def write_sets(maps: Mapping[str, Map], sets: Iterable[Set]) -> int:
@@ -137,7 +163,7 @@ def flip(maps: Mapping[str, Map], transition: Transition, held: Mapping[Key, Hel
     try:
         maps[SERVICES].update_many(len(changes), b"".join(changes), b"".join(values))
     except BpfError:
-        before = {key: _value(held[key]) for key in changes if key in held and held[key] is not _BROKEN}
+        before = {key: _value(held[key]) for key in changes if key in held and held[key] is not BROKEN}
         maps[SERVICES].update_many(len(before), b"".join(before), b"".join(before.values()))
         added = [key for key in changes if key not in held]
         maps[SERVICES].delete_many(len(added), b"".join(added))
@@ -150,8 +176,11 @@ def sweep(maps: Mapping[str, Map], transition: Transition) -> int:
     gone = [key for key, item in transition.held.items() if item is None]
     if gone:
         maps[SERVICES].delete_many(len(gone), b"".join(gone))
-        maps[COUNTERS].delete_many(len(gone), b"".join(gone))
-    count = len(gone)
+    places = array("I", [*transition.old_counters, *transition.stray_counters])
+    if places:
+        counters = maps[COUNTERS]
+        counters.update_many(len(places), places.tobytes(), bytes(len(places) * counters.info.stride))
+    count = len(gone) + len(places)
     if transition.old_sets:
         count += delete_sets(maps, transition.old_sets)
     for name, keys in ((BACKENDS, transition.stray_backends), (MEMBERS, transition.stray_members)):
@@ -162,7 +191,9 @@ def sweep(maps: Mapping[str, Map], transition: Transition) -> int:
 
 
 def _value(held: Held) -> bytes:
-    return SERVICE.pack(held.set, size(held.target.pool), held.target.affinity, 0)
+    target = held.target
+    flags = FLAG_CONSISTENT if target.consistent else 0
+    return SERVICE.pack(held.set, size(target.pool), target.affinity, flags, held.counter, 0)
 
 
 def _slot_keys(sets: Iterable[Set]) -> bytes:
@@ -184,5 +215,5 @@ def _member_keys(sets: Iterable[Set]) -> list[bytes]:
         item.number.to_bytes(4, sys.byteorder) + endpoint
         for item in sets
         if item.members
-        for endpoint in endpoints(item.pool)
+        for endpoint in distinct(item.pool)
     ]

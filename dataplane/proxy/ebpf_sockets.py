@@ -1,9 +1,9 @@
 """Connected UDP sockets whose backend has left their service.
 
 Nothing tells them: what they send is lost, and no hook sees it, since a connected socket names no peer. They are found
-with sock_diag(7) in the network namespaces of the processes in the engine's cgroups and disconnected (SOCK_DESTROY):
-whoever waits for an answer sees ECONNABORTED, whoever sends EDESTADDRREQ, and both connect again. Map `flows` says
-which sockets owe their peer to a service; those that connected to the backend themselves are left alone.
+with sock_diag(7) in the node's network namespace and in those of the processes in the pods' cgroups, and disconnected
+(SOCK_DESTROY): whoever waits for an answer sees ECONNABORTED, whoever sends EDESTADDRREQ, and both connect again. Map
+`flows` says which sockets owe their peer to a service; those that connected to the backend themselves are left alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,8 @@ from kernelet.ext.netns import open_of_pid, run_in
 
 from ..routes import Protocol
 from .ebpf_ledger import Held, Transition
-from .ebpf_plan import Key, endpoints
+from .ebpf_plan import Key, distinct
+from .engine import EngineConfig
 
 _log = logging.getLogger(__name__)
 _NETLINK_SOCK_DIAG: Final = 4
@@ -50,16 +52,16 @@ def stale(transition: Transition, held: Mapping[Key, Held]) -> StaleSockets:
         before = held.get(key)
         if key[-2] != Protocol.UDP or key[-1] != SCOPE_ADDRESS or before is None:
             continue
-        left = set(endpoints(before.target.pool)).difference(endpoints(item.target.pool) if item else ())
+        left = distinct(before.target.pool).difference(distinct(item.target.pool) if item else ())
         for endpoint in left:
             found.setdefault(endpoint, set()).add(key)
     return found
 
 
-def release(stale_sockets: StaleSockets, flows: Map, cgroups: Iterable[Path]) -> int:
-    """Disconnects the sockets of processes in the cgroups that still send to these endpoints; how many."""
+def release(stale_sockets: StaleSockets, flows: Map, config: EngineConfig) -> int:
+    """Disconnects the sockets that still send to these endpoints; how many. To be called in the node's namespace."""
     count = 0
-    for namespace in _namespaces(cgroups):
+    for namespace in _namespaces(config):
         try:
             with run_in(namespace, _diag_socket) as diag:
                 for family in (socket.AF_INET, socket.AF_INET6):
@@ -78,22 +80,27 @@ def _diag_socket() -> socket.socket:
     return made
 
 
-def _namespaces(cgroups: Iterable[Path]) -> Iterator[int]:
-    """A descriptor of each network namespace that processes in the cgroups are in; the caller closes it."""
+def _namespaces(config: EngineConfig) -> Iterator[int]:
+    """A descriptor of each network namespace that is served; the caller closes it."""
     seen = set()
-    for cgroup in cgroups:
+    for descriptor in _all_namespaces(config):
+        number = os.fstat(descriptor).st_ino
+        if number in seen:
+            os.close(descriptor)
+        else:
+            seen.add(number)
+            yield descriptor
+
+
+def _all_namespaces(config: EngineConfig) -> Iterator[int]:
+    """The same, with as many for one namespace as processes are in it."""
+    if config.host_cgroup is not None:
+        yield os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    for cgroup in config.cgroups:
         for file in cgroup.rglob("cgroup.procs"):
             for pid in _pids(file):
-                try:
-                    descriptor = open_of_pid(pid)
-                except FileNotFoundError:
-                    continue  # it has ended
-                number = os.fstat(descriptor).st_ino
-                if number in seen:
-                    os.close(descriptor)
-                else:
-                    seen.add(number)
-                    yield descriptor
+                with suppress(FileNotFoundError):  # it has ended
+                    yield open_of_pid(pid)
 
 
 def _pids(file: Path) -> list[int]:

@@ -26,11 +26,16 @@ class EngineConfig:
     """All pods' addresses: what is not masqueraded among itself."""
     service_cidrs: tuple[IPv4Network | IPv6Network, ...]
     cgroups: tuple[Path, ...] = ()
-    """Folders in the cgroup2 hierarchy whose sockets the ebpf engine serves; made where they are missing."""
+    """Folders in the cgroup2 hierarchy, made where they are missing, below which the node's pods are: the ebpf engine
+    serves the sockets in there that are in another network namespace than the node's."""
+    host_cgroup: Path | None = None
+    """The folder, the root as a rule, below which the ebpf engine serves sockets in the node's network namespace."""
     pins: Path | None = None
     """Where the ebpf engine pins maps and links; None: /sys/fs/bpf/kernelet/<node>."""
     max_map_entries: int = 1 << 22
     """No map of the ebpf engine grows beyond this."""
+    max_remembered: int = 1 << 14
+    """Affinities of clients, and conversations of UDP sockets, that the ebpf engine remembers: the oldest go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class Counter:
     connections: int
     packets: int
     bytes: int
+    refusals: int = 0
+    """Connections refused as there was no backend, where the engine counts them."""
 
 
 class Engine(Protocol):

@@ -24,6 +24,7 @@ __all__ = [
     "CONNECT",
     "COUNTER",
     "ENDPOINT",
+    "FLAG_CONSISTENT",
     "FLAG_GONE",
     "FLOW_KEY",
     "HOOKS",
@@ -43,8 +44,8 @@ CHOOSE: Final = Path(__file__).with_name("choose.bpf.o")
 
 SERVICE_KEY: Final = Struct("=16s2sBB")
 """Address, port in network order, protocol, scope."""
-SERVICE: Final = Struct("=IIII")
-"""Set, number of its backends, seconds of affinity, flags."""
+SERVICE: Final = Struct("=IIIIII")
+"""Set, number of its slots, seconds of affinity, flags, place in the map counters, nothing."""
 BACKEND_KEY: Final = Struct("=II")
 """Set, slot."""
 ENDPOINT: Final = Struct("=16s2sH")
@@ -82,6 +83,7 @@ LAYOUTS: Final = {
 SCOPE_ADDRESS: Final = 0
 SCOPE_NODE_PORT: Final = 1
 FLAG_GONE: Final = 1
+FLAG_CONSISTENT: Final = 2
 
 # enum verdict (balance.h)
 NO_SERVICE: Final = 0
@@ -98,4 +100,4 @@ HOOKS: Final = (
     "getpeername4",
     "getpeername6",
 )
-"""The programs of `CONNECT`; each is named like the cgroup hook that it is for."""
+"""Cgroup hooks; `CONNECT` has two programs for each, `pod_<hook>` and `host_<hook>`."""

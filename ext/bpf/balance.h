@@ -1,8 +1,10 @@
 /* From a service's key to one of its backends.
  *
  * An element that is deleted or replaced may be reused by the kernel for another key while a program still reads it
- * (map elements are recycled without waiting for readers). So whatever was read counts only if the service still has
- * the same set afterwards: sets are deleted after every service has left them, and their numbers are never used again.
+ * (map elements are recycled without waiting for readers). So whatever was read counts only if the service's element
+ * still names the same set afterwards: sets are deleted after every service has left them, and their numbers are never
+ * used again. An element that was recycled for another service names another set, unless both have the same, which then
+ * still exists.
  */
 #pragma once
 
@@ -25,28 +27,36 @@ static __always_inline bool same_service(const struct service_key *a, const stru
            a->address[2] == b->address[2] && a->address[1] == b->address[1] && a->address[0] == b->address[0];
 }
 
-/* The service as it is now; false when there is none. */
-static __always_inline bool find_service(const struct service_key *key, struct service *found) {
-    struct service *held = bpf_map_lookup_elem(&services, key);
-    if (!held)
-        return false;
-    *found = *held;
-    return !(found->flags & FLAG_GONE);
-}
+static __always_inline void count(__u32 place, bool refused) {
+    struct counter *held = bpf_map_lookup_elem(&counters, &place);
 
-static __always_inline void count(const struct service_key *key, bool refused) {
-    struct counter *held = bpf_map_lookup_elem(&counters, key);
-    if (!held) {
-        struct counter none = {};
-        bpf_map_update_elem(&counters, key, &none, BPF_NOEXIST);
-        held = bpf_map_lookup_elem(&counters, key);
-        if (!held)
-            return;
-    }
+    if (!held)
+        return;
     if (refused)
         held->refusals++;
     else
         held->connections++;
+}
+
+/* Which set a service's element names at this moment. */
+static __always_inline __u32 set_now(const struct service *held) { return *(const volatile __u32 *)&held->set; }
+
+/* The element as it is; false where it was recycled meanwhile. The set is read first and written first. */
+static __always_inline bool read_service(const struct service *held, struct service *service) {
+    __u32 set = set_now(held);
+
+    asm volatile("" ::: "memory");
+    *service = *held;
+    service->set = set;
+    asm volatile("" ::: "memory");
+    return set_now(held) == set;
+}
+
+/* The slot of a client whose backend follows from who it is (Fibonacci hashing), or of one that has none. */
+static __always_inline __u32 slot_of(const struct service *service, __u64 client) {
+    __u32 number = service->flags & FLAG_CONSISTENT ? (client * 0x9e3779b97f4a7c15ULL) >> 32 : bpf_get_prandom_u32();
+
+    return number % service->count;
 }
 
 /* The backend that the client had last, if that is recent and still in the set. */
@@ -70,24 +80,32 @@ static __always_inline void remember(const struct affinity_key *who, const struc
     bpf_map_update_elem(&affinity, who, &now, BPF_ANY);
 }
 
-/* One backend of the service in `key`, and the set that it is from. */
+/* One backend of the service in `key`, the set that it is from, and where the service is counted. */
 static __always_inline enum verdict choose(const struct service_key *key, __u64 client, struct endpoint *backend,
-                                           __u32 *set) {
-    struct affinity_key who = {.client = client, .service = *key};
+                                           __u32 *set, __u32 *counter) {
     for (int i = 0; i < TRIES; i++) {
-        struct service service, again;
-        if (!find_service(key, &service))
+        struct affinity_key who = {.client = client, .service = *key};
+        struct service *held = bpf_map_lookup_elem(&services, key);
+        struct service service;
+
+        if (!held)
+            return NO_SERVICE;
+        if (!read_service(held, &service))
+            continue;
+        *counter = service.counter;
+        if (service.flags & FLAG_GONE)
             return NO_SERVICE;
         if (!service.count)
             return REFUSED;
         if (!service.affinity_seconds || !recall(&who, &service, backend)) {
-            struct backend_key place = {.set = service.set, .slot = bpf_get_prandom_u32() % service.count};
-            struct endpoint *held = bpf_map_lookup_elem(&backends, &place);
-            if (!held)
+            struct backend_key place = {.set = service.set, .slot = slot_of(&service, client)};
+            struct endpoint *found = bpf_map_lookup_elem(&backends, &place);
+
+            if (!found)
                 continue;
-            *backend = *held;
+            *backend = *found;
         }
-        if (!find_service(key, &again) || again.set != service.set)
+        if (set_now(held) != service.set)
             continue;
         if (service.affinity_seconds)
             remember(&who, backend);

@@ -22,8 +22,8 @@ SEC("syscall")
 int choose_backend(struct question *question) {
     struct service_key key = question->service;
     struct endpoint backend = {};
-    __u32 set = 0;
-    int verdict = choose(&key, question->client, &backend, &set);
+    __u32 set = 0, counter = 0;
+    int verdict = choose(&key, question->client, &backend, &set, &counter);
 
     question->set = set;
     question->backend = backend;

@@ -56,11 +56,8 @@ static __always_inline bool is_loopback(const struct endpoint *peer) {
 
 /* The key under which a service at this address would be found. A pod's loopback is its own; the node's leads to node
  * ports: an IPv4 one has the mapped form of 0.0.0.0, an IPv6 one is ::. */
-static __always_inline void key_of(struct bpf_sock_addr *ctx, const struct endpoint *peer, __u64 netns,
+static __always_inline void key_of(struct bpf_sock_addr *ctx, const struct endpoint *peer, bool of_node,
                                    struct service_key *key) {
-    __u32 zero = 0;
-    struct config *node;
-
     key->address[0] = peer->address[0];
     key->address[1] = peer->address[1];
     key->address[2] = peer->address[2];
@@ -68,18 +65,24 @@ static __always_inline void key_of(struct bpf_sock_addr *ctx, const struct endpo
     key->port = peer->port;
     key->protocol = ctx->protocol;
     key->scope = SCOPE_ADDRESS;
-    if (!is_loopback(peer))
-        return;
-    node = bpf_map_lookup_elem(&config, &zero);
-    if (node && node->node_netns == netns) {
+    if (of_node && is_loopback(peer)) {
         key->address[3] = 0;
         key->scope = SCOPE_NODE_PORT;
     }
 }
 
+/* Programs on the pods' cgroup serve the namespaces of pods, those on the host's cgroup the node's own: a pod in the
+ * node's namespace is below both, and several nodes may be namespaces of one host. */
+static __always_inline bool serves(bool of_node, __u64 netns) {
+    __u32 zero = 0;
+    struct config *node = bpf_map_lookup_elem(&config, &zero);
+
+    return node && (node->node_netns == netns) == of_node;
+}
+
 /* Makes the system call fail at once: with ECONNREFUSED, or before Linux 5.18 with EPERM. */
-static __always_inline int refuse(const struct service_key *key) {
-    count(key, true);
+static __always_inline int refuse(__u32 counter) {
+    count(counter, true);
     if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
         bpf_set_retval(REFUSE_ERRNO);
     return 0;
@@ -100,25 +103,27 @@ static __always_inline void note_flow(struct bpf_sock_addr *ctx, const struct en
     bpf_map_update_elem(&flows, &flow, peer, BPF_ANY);
 }
 
-static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool six) {
+static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool of_node, bool six) {
     struct endpoint peer, backend = {};
     struct service_key key;
     struct socket_state *state;
-    __u32 set = 0;
+    __u32 set = 0, counter = 0;
     __u64 netns = bpf_get_netns_cookie(ctx);
 
+    if (!serves(of_node, netns))
+        return 1;
     read_peer(ctx, six, &peer);
-    key_of(ctx, &peer, netns, &key);
-    switch (choose(&key, netns, &backend, &set)) {
+    key_of(ctx, &peer, of_node, &key);
+    switch (choose(&key, netns, &backend, &set, &counter)) {
     case NO_SERVICE:
         forget_peer(ctx);
         return 1;
     case REFUSED:
-        return refuse(&key);
+        return refuse(counter);
     case CHOSEN:
         break;
     }
-    count(&key, false);
+    count(counter, false);
     state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
     if (state) {
         bpf_spin_lock(&state->lock);
@@ -135,7 +140,7 @@ static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool six) {
 /* Whether the socket sent to this service last and may go on with the same backend: its set has not changed since. */
 static __always_inline bool resume(struct socket_state *state, const struct service_key *key,
                                    struct endpoint *backend) {
-    struct service service;
+    struct service *service;
     __u32 set;
     bool same;
 
@@ -144,32 +149,37 @@ static __always_inline bool resume(struct socket_state *state, const struct serv
     set = state->sent_set;
     *backend = state->sent_backend;
     bpf_spin_unlock(&state->lock);
-    return same && set && find_service(key, &service) && service.set == set;
+    if (!same || !set)
+        return false;
+    service = bpf_map_lookup_elem(&services, key);
+    return service && set_now(service) == set;
 }
 
-static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool six) {
+static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool of_node, bool six) {
     struct endpoint peer, backend = {};
     struct service_key key;
     struct socket_state *state;
-    __u32 set = 0;
+    __u32 set = 0, counter = 0;
     __u64 netns = bpf_get_netns_cookie(ctx);
 
+    if (!serves(of_node, netns))
+        return 1;
     read_peer(ctx, six, &peer);
-    key_of(ctx, &peer, netns, &key);
+    key_of(ctx, &peer, of_node, &key);
     state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
     if (state && resume(state, &key, &backend)) {
         write_peer(ctx, six, &backend);
         return 1;
     }
-    switch (choose(&key, netns, &backend, &set)) {
+    switch (choose(&key, netns, &backend, &set, &counter)) {
     case NO_SERVICE:
         return 1;
     case REFUSED:
-        return refuse(&key);
+        return refuse(counter);
     case CHOSEN:
         break;
     }
-    count(&key, false);
+    count(counter, false);
     if (!state)
         state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
     if (state) {
@@ -185,11 +195,13 @@ static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool six) {
 }
 
 /* The service's address in place of the backend's, for a socket that was told so. */
-static __always_inline int tell_service(struct bpf_sock_addr *ctx, bool six, bool connected_only) {
+static __always_inline int tell_service(struct bpf_sock_addr *ctx, bool of_node, bool six, bool connected_only) {
     struct endpoint backend, peer = {};
     struct socket_state *state;
     bool known = false;
 
+    if (!serves(of_node, bpf_get_netns_cookie(ctx)))
+        return 1;
     state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
     if (!state)
         return 1; /* has never met a service */
@@ -213,26 +225,18 @@ static __always_inline int tell_service(struct bpf_sock_addr *ctx, bool six, boo
     return 1;
 }
 
-SEC("cgroup/connect4")
-int connect4(struct bpf_sock_addr *ctx) { return do_connect(ctx, false); }
+/* Each hook has a program for the pods' cgroup and one for the host's. */
+#define HOOK(hook, body, ...)                                                                                          \
+    SEC("cgroup/" #hook)                                                                                               \
+    int pod_##hook(struct bpf_sock_addr *ctx) { return body(ctx, false, __VA_ARGS__); }                                \
+    SEC("cgroup/" #hook)                                                                                               \
+    int host_##hook(struct bpf_sock_addr *ctx) { return body(ctx, true, __VA_ARGS__); }
 
-SEC("cgroup/connect6")
-int connect6(struct bpf_sock_addr *ctx) { return do_connect(ctx, true); }
-
-SEC("cgroup/sendmsg4")
-int sendmsg4(struct bpf_sock_addr *ctx) { return do_sendmsg(ctx, false); }
-
-SEC("cgroup/sendmsg6")
-int sendmsg6(struct bpf_sock_addr *ctx) { return do_sendmsg(ctx, true); }
-
-SEC("cgroup/recvmsg4")
-int recvmsg4(struct bpf_sock_addr *ctx) { return tell_service(ctx, false, false); }
-
-SEC("cgroup/recvmsg6")
-int recvmsg6(struct bpf_sock_addr *ctx) { return tell_service(ctx, true, false); }
-
-SEC("cgroup/getpeername4")
-int getpeername4(struct bpf_sock_addr *ctx) { return tell_service(ctx, false, true); }
-
-SEC("cgroup/getpeername6")
-int getpeername6(struct bpf_sock_addr *ctx) { return tell_service(ctx, true, true); }
+HOOK(connect4, do_connect, false)
+HOOK(connect6, do_connect, true)
+HOOK(sendmsg4, do_sendmsg, false)
+HOOK(sendmsg6, do_sendmsg, true)
+HOOK(recvmsg4, tell_service, false, false)
+HOOK(recvmsg6, tell_service, true, false)
+HOOK(getpeername4, tell_service, false, true)
+HOOK(getpeername6, tell_service, true, true)

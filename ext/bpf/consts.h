@@ -6,7 +6,8 @@
 #define SCOPE_NODE_PORT 1 /* any loopback address; the key's address is zero */
 
 /* service.flags */
-#define FLAG_GONE 1 /* as if the key were not there; the agent is about to delete it */
+#define FLAG_GONE 1       /* as if the key were not there; the agent is about to delete it */
+#define FLAG_CONSISTENT 2 /* the slot follows from who the client is */
 
 /* A lookup that meets a change of its service begins again; after so many it refuses. Each costs the verifier. */
 #define TRIES 3

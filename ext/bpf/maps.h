@@ -59,13 +59,11 @@ struct {
     __type(value, struct socket_state);
 } sockets SEC(".maps");
 
-/* Made by the first connection, so that a cold start does not write them. When it is full, new services go uncounted.
- */
+/* As many as services; each of them knows its place. */
 struct {
-    __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-    __uint(map_flags, BPF_F_NO_PREALLOC);
-    __uint(max_entries, 65536);
-    __type(key, struct service_key);
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, 1024);
+    __type(key, __u32);
     __type(value, struct counter);
 } counters SEC(".maps");
 

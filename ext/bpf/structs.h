@@ -15,9 +15,11 @@ struct service_key {
  * Numbers of sets are never used again. */
 struct service {
     __u32 set;
-    __u32 count;
+    __u32 count;            /* slots */
     __u32 affinity_seconds; /* 0: none */
     __u32 flags;
+    __u32 counter; /* its place in the map counters */
+    __u32 zero;
 };
 
 struct backend_key {

@@ -128,6 +128,7 @@ TRACES = {
     # /run/netns itself is iproute2's.
     "mounts": "grep -E ' [^ ]*(kernelet|docker|netns/)' /proc/self/mounts || true",
     "cgroups": "find /sys/fs/cgroup -depth -type d -name '*kernelet*'",
+    "socket programs": "find /sys/fs/bpf -mindepth 1",
     "state": "find /var/lib/kernelet /run/kernelet /dev/shm -mindepth 1 2>/dev/null || true",
 }
 KILL_ALL = "for file in /run/kernelet/*/*.pid; do read pid rest < $file; kill -9 $pid; done"
@@ -172,7 +173,9 @@ async def test_hosts_make_a_cluster_by_up_and_join_and_reset_leaves_no_trace(hos
                 await host.run("sh", "-c", KILL_ALL)
     for host, before in zip(hosts, clean, strict=True):
         left = await traces(host)
-        assert all(left[what] != before[what] for what in ("links", "nftables", "cgroups", "state")), left
+        assert all(
+            left[what] != before[what] for what in ("links", "nftables", "cgroups", "socket programs", "state")
+        ), left
         for _ in range(2):
             done = await host.run(*KERNELET, "reset", "--yes", seconds=120)
             assert "nothing of Kernelet is left" in done.out

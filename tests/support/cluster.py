@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import secrets
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import docker
@@ -26,7 +25,9 @@ from kernelet.core.api.errors import Expired, NotFound, ServiceUnavailable
 from kernelet.core.api.kinds import KINDS
 from kernelet.core.client.client import Client
 from kernelet.core.security.kubeconfig import load_kubeconfig
-from kernelet.ext import netns, nft
+from kernelet.dataplane.proxy import EngineConfig, EngineError, create_engine, programmed
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
+from kernelet.ext import netns
 
 JSON = dict[str, Any]
 POLL_SECONDS = 0.05
@@ -138,17 +139,18 @@ class Cluster:
         raise AssertionError(f"pod {uid} has no pause container")
 
     def routed(self, node: str) -> set[str]:
-        """The pod addresses that a node's kernel sends new connections of services to; none without a table."""
+        """The pod addresses that a node's kernel sends new connections of services to; none without routes."""
+
+        config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),), pins=PINS / pin_name(self.name, node))
 
         def read() -> set[str]:
+            engine = create_engine(programmed(config), config)
             try:
-                with nft.Socket() as sock:
-                    elements = sock.elements("kernelet", nft.AF_INET, "backends")
-            except nft.NetlinkError as error:
-                if error.errno != errno.ENOENT:
-                    raise
+                return {str(IPv4Address(backend)) for _, _, _, backend, _ in engine.restore() if len(backend) == 4}
+            except EngineError:
                 return set()
-            return {str(IPv4Address(data[:4])) for _, data in elements if isinstance(data, bytes)}
+            finally:
+                engine.close()
 
         return inside(self.node_netns(node), read)
 

@@ -14,6 +14,7 @@ from support.netns import Namespace
 
 from kernelet.dataplane.proxy import EngineConfig, create_engine
 from kernelet.dataplane.proxy.ebpf import EbpfEngine
+from kernelet.dataplane.proxy.ebpf_kernel import cgroup_root
 
 from ..proxy.topology import Topology, own_cgroup
 
@@ -43,6 +44,18 @@ class Node:
             made.start()
         return made
 
+    def another(self, namespace: Namespace) -> EbpfEngine:
+        """The started engine of another node of this host, whose namespace that is; it goes with this node."""
+        assert self.config.pins
+        name = f"{self.config.pins.name}-other"
+        cgroup = cgroup_root() / name
+        self.stack.callback(_remove_cgroup, cgroup)
+        with namespace.entered():
+            made = EbpfEngine(replace(self.config, cgroups=(cgroup,), pins=self.config.pins.with_name(name)))
+            self.stack.callback(_remove_engine, namespace, made)
+            made.start()
+        return made
+
     def client(self, namespace: Namespace | None = None, *, served: bool = True) -> Client:
         """In the client pod, or elsewhere; its cgroup is hooked unless `served` is false."""
         made = Client(namespace or self.topology.client.namespace, self.cgroup if served else None)
@@ -55,12 +68,17 @@ def node(topology: Topology, bpffs: None) -> Iterator[Node]:
     with own_cgroup() as config, contextlib.ExitStack() as stack:
         with topology.node.entered():
             remover = EbpfEngine(config)
-        stack.callback(_remove_engine, topology, remover)
+        stack.callback(_remove_engine, topology.node, remover)
         yield Node(topology, config, stack)
 
 
-def _remove_engine(topology: Topology, engine: EbpfEngine) -> None:
-    with topology.node.entered():
+def _remove_cgroup(cgroup: Path) -> None:
+    if cgroup.exists():
+        cgroup.rmdir()
+
+
+def _remove_engine(namespace: Namespace, engine: EbpfEngine) -> None:
+    with namespace.entered():
         engine.close(keep=False)
 
 

@@ -28,7 +28,7 @@ class Chooser:
         return verdict, int.from_bytes(bpf.QUESTION.unpack(answer)[-3], "big")
 
     def hold(self, number: int, count: int, affinity: int = 0, flags: int = 0) -> None:
-        self.maps["services"].update(SERVICE, bpf.SERVICE.pack(number, count, affinity, flags))
+        self.maps["services"].update(SERVICE, bpf.SERVICE.pack(number, count, affinity, flags, 0, 0))
 
     def backend(self, number: int, slot: int, port: int) -> None:
         endpoint = bpf.ENDPOINT.pack(bytes(16), port.to_bytes(2, "big"), 0)
@@ -99,6 +99,18 @@ def test_affinity_is_per_client_and_ends_with_its_backend(chooser: Chooser) -> N
     after = {client: chooser.ask(client) for client in range(50)}
     assert {port for _, port in after.values()} <= set(range(1000, 1005))
     assert all(after[client] == answer for client, answer in first.items() if answer[1] < 1005)
+
+
+def test_a_consistent_services_clients_keep_their_slot_without_being_remembered(chooser: Chooser) -> None:
+    for slot in range(251):
+        chooser.backend(5, slot, 1000 + slot % 5)
+    chooser.hold(5, 251, flags=bpf.FLAG_CONSISTENT)
+    first = {client: chooser.ask(client) for client in range(500)}
+    assert {client: chooser.ask(client) for client in range(500)} == first
+    tally = Counter(first.values())
+    assert len(tally) == 5
+    assert min(tally.values()) > 60
+    assert not chooser.maps["affinity"].items()
 
 
 def test_keys_of_the_wrong_size_never_reach_the_kernel(chooser: Chooser) -> None:

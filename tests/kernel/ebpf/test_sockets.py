@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 from kernelet.dataplane.proxy.ebpf import EbpfEngine
-from kernelet.dataplane.routes import BackendFlag, Protocol, ServiceRoute
+from kernelet.dataplane.routes import BackendFlag, Delta, Protocol, ServiceRoute
 from kernelet.ext.bpf import AFFINITY
 from kernelet.ext.libbpf import Map
 
@@ -204,12 +204,99 @@ def test_node_ports_answer_the_nodes_processes_on_loopback_and_not_a_pods(
     assert node.client().names("127.0.0.1", 30080) == ["ECONNREFUSED"]
 
 
-def test_clients_outside_the_cgroup_are_served_by_packets(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+def test_clients_that_are_no_sockets_here_are_served_by_packets(node: Node, engine: EbpfEngine, feed: Feed) -> None:
     web1 = node.topology.web1
-    engine.apply(feed.change(service("web", VIP, web1.backend(), node_port=30080)))
-    assert node.client(served=False).names(VIP) == [web1.address]
-    assert not conntrack_free(node)
+    engine.apply(feed.change(service("web", VIP, web1.backend(), node_port=30080, external_ips=("198.51.100.9",))))
     assert node.topology.outside.ask("192.0.2.1", 30080) == web1.address
+    assert node.topology.outside.ask("198.51.100.9", 80) == web1.address
+
+
+def test_the_nodes_own_sockets_are_served_whatever_their_cgroup_and_others_below_it_are_not(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("web", VIP, web1.backend())))
+    host = node.topology.node
+    assert node.client(host, served=False).tcp(VIP, PORT) == [{"name": web1.address, "peer": [VIP, PORT]}]
+    elsewhere = node.client(node.topology.outside, served=False)
+    assert elsewhere.names(VIP) != [web1.address], "no pod of this node, nor the node itself"
+    [counter] = engine.counters()
+    assert counter.connections == 1
+
+
+def test_a_process_of_a_pods_cgroup_in_the_nodes_namespace_is_served_once(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    chained = service("chained", web1.address, web2.backend(), port=8080)
+    engine.apply(feed.change(service("web", VIP, web1.backend()), chained))
+    host_network = node.client(node.topology.node)
+    assert host_network.tcp(VIP, PORT) == [{"name": web1.address, "peer": [VIP, PORT]}]
+    assert {counter.service: counter.connections for counter in engine.counters()}.get("default/chained", 0) == 0
+
+
+def test_two_nodes_of_one_host_serve_their_own_sockets_only(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    engine.apply(feed.change(service("web", VIP, web1.backend())))
+    other = node.another(node.topology.outside)
+    other.apply(Delta("g", 1, 0, [service("web", VIP, web2.backend())]))
+    assert node.client(node.topology.node, served=False).names(VIP) == [web1.address]
+    assert [counter.connections for counter in other.counters()] == []
+    assert node.client().names(VIP) == [web1.address]
+    assert [counter.connections for counter in engine.counters()] == [2]
+
+
+def test_a_balancers_address_that_is_not_for_everybody_is_left_to_packets(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    web1 = node.topology.web1
+    for ranges in ((), ((bytes((192, 0, 2, 0)), 24),)):
+        balanced = replace(
+            service("web", VIP, web1.backend()), balancer_ips=(bytes((198, 51, 100, 7)),), source_ranges=ranges
+        )
+        engine.apply(feed.change(balanced))
+        addresses = {row[0] for row in engine.restore()}
+        assert (bytes((198, 51, 100, 7)) in addresses) == (not ranges)
+
+
+def test_refusals_are_counted_apart_from_connections(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("none", VIP), service("web", "10.96.0.2", web1.backend())))
+    client = node.client()
+    client.tcp(VIP, PORT, 3)
+    client.tcp("10.96.0.2", PORT, 2)
+    counted = {item.service: (item.connections, item.refusals) for item in engine.counters()}
+    assert counted == {"default/none": (0, 3), "default/web": (2, 0)}
+    engine.apply(feed.change(removed=("none",)))
+    engine.apply(feed.change(service("fresh", "10.96.0.3", web1.backend())))
+    assert {item.service for item in engine.counters()} == {"default/web"}, "a counter that is used again begins anew"
+
+
+def test_heavier_backends_get_more_connections(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    heavy, light = replace(web1.backend(), weight=9), replace(web2.backend(), weight=3)
+    engine.apply(feed.change(service("web", VIP, heavy, light)))
+    tally = Counter(node.client().names(VIP, times=400))
+    assert 60 <= tally[web2.address] <= 140  # 100 of 400, 4.6 standard deviations
+
+
+def test_a_client_of_a_consistent_service_keeps_its_backend_without_being_remembered(
+    node: Node, engine: EbpfEngine, feed: Feed
+) -> None:
+    pods = [node.topology.web1, node.topology.web2, node.topology.far]
+    consistent = replace(service("web", VIP, *(pod.backend() for pod in pods)), consistent=True)
+    engine.apply(feed.change(consistent))
+    clients = [node.client(where) for where in (*(pod.namespace for pod in pods), None, node.topology.node)]
+    first = [client.names(VIP, times=10) for client in clients]
+    assert all(len(set(names)) == 1 for names in first)
+    used = first[0][0]
+    left = tuple(pod.backend() for pod in pods if pod.address == used)
+    engine.apply(feed.change(replace(consistent, ports=(replace(consistent.ports[0], backends=left),))))
+    assert {name for client in clients for name in client.names(VIP, times=3)} == {used}
+    engine.apply(feed.change(consistent))
+    assert [client.names(VIP, times=10) for client in clients] == first
+    with Map.open(node.pins / "maps" / "affinity") as remembered:
+        assert not remembered.items()
 
 
 def test_connections_to_other_addresses_are_left_alone(node: Node, engine: EbpfEngine, feed: Feed) -> None:

@@ -32,7 +32,7 @@ QUICKLY = 0.9
 
 @dataclass
 class Site:
-    """What outlives every engine: the topology, a cgroup, and client processes."""
+    """What outlives every engine: topology, client processes, and a cgroup that only the pods' are in."""
 
     topology: Topology
     config: EngineConfig
@@ -42,7 +42,6 @@ class Site:
     far: Client
     node: Client
     outside: Client
-    """In no cgroup of the node's."""
 
     @property
     def pods(self) -> tuple[Pod, Pod, Pod]:

@@ -99,7 +99,7 @@ def own_cgroup() -> Iterator[EngineConfig]:
     cgroup = cgroup_root() / name
     cgroup.mkdir()
     try:
-        yield replace(CONFIG, cgroups=(cgroup,), pins=BPFFS / "kernelet" / name)
+        yield replace(CONFIG, cgroups=(cgroup,), host_cgroup=cgroup_root(), pins=BPFFS / "kernelet" / name)
     finally:
         if cgroup.exists():
             cgroup.rmdir()

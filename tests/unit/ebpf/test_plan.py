@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from math import gcd
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernelet.dataplane.proxy import EngineConfig, EngineError
 from kernelet.dataplane.proxy.ebpf_kernel import cgroup_path
 from kernelet.dataplane.proxy.ebpf_ledger import Ledger, Transition
-from kernelet.dataplane.proxy.ebpf_plan import Plan, plan, readable, size
+from kernelet.dataplane.proxy.ebpf_plan import MOST_SLOTS, Plan, endpoints, plan, readable, size
 from kernelet.dataplane.routes import Backend, BackendFlag, Protocol, ServicePort, ServiceRoute
 
 CONFIG = EngineConfig("here", (ip_network("10.244.0.0/24"),), (), ())
@@ -68,7 +73,7 @@ def test_a_set_goes_when_its_last_key_leaves_it() -> None:
     assert len(last.old_sets) == 1
     ledger.accept(last)
     assert not ledger.held
-    assert not any(ledger.room(Transition()).values())
+    assert not any(count for name, count in ledger.room(Transition()).items() if name != "counters")
 
 
 def test_what_stays_the_same_is_not_written() -> None:
@@ -90,6 +95,54 @@ def test_numbers_of_sets_are_not_used_again() -> None:
         ledger.accept(transition)
         before = after
     assert len(seen) == 10
+
+
+def test_places_of_counters_are_used_again_and_never_twice_at_once() -> None:
+    ledger = Ledger()
+    plans = {name: plan(service(ips=(f"10.96.0.{i}",)), CONFIG, "") for i, name in enumerate("abcdef")}
+    for old, new in (("", "abcd"), ("bc", "e"), ("ad", "bcf"), ("", "a")):
+        before = {name: plans[name] for name in old}
+        ledger.accept(ledger.change(before, {name: plans[name] for name in new}, nothing))
+        places = [item.counter for item in ledger.held.values()]
+        assert len(places) == len(set(places))
+    assert ledger.room(Transition())["counters"] == 6
+
+
+def weighted(*weights: int) -> ServiceRoute:
+    return service(*(replace(backend(f"10.244.{i >> 8}.{i & 255}"), weight=w) for i, w in enumerate(weights)))
+
+
+def shares(made: Plan) -> list[int]:
+    """Slots of each backend, in the order of their addresses."""
+    [target] = made.values()
+    return [count for _, count in sorted(Counter(endpoints(target.pool)).items())]
+
+
+@given(st.lists(st.integers(1, 255), min_size=1, max_size=50))
+def test_slots_are_in_proportion_to_weights(weights: list[int]) -> None:
+    found = shares(plan(weighted(*weights), CONFIG, ""))
+    total = sum(found)
+    assert total <= MOST_SLOTS + len(weights)
+    if sum(weights) // gcd(*weights) <= MOST_SLOTS:
+        assert [count * gcd(*weights) for count in found] == weights
+    else:
+        ideal = [MOST_SLOTS * weight / sum(weights) for weight in weights]
+        assert all(abs(count - wanted) <= 1 for count, wanted in zip(found, ideal, strict=True))
+
+
+def test_every_backend_has_a_slot_however_light() -> None:
+    assert min(shares(plan(weighted(1, *[255] * 200), CONFIG, ""))) == 1
+    assert len(shares(plan(weighted(*[1, 2] * 1000), CONFIG, ""))) == 2000
+
+
+def test_a_consistent_service_has_a_table_that_no_order_of_backends_changes() -> None:
+    made = weighted(1, 2, 3)
+    port = made.ports[0]
+    turned = replace(made, consistent=True, ports=(replace(port, backends=port.backends[::-1]),))
+    target = next(iter(plan(turned, CONFIG, "").values()))
+    assert target.consistent
+    assert size(target.pool) == 251
+    assert plan(turned, CONFIG, "") == plan(replace(made, consistent=True), CONFIG, "")
 
 
 def test_a_slice_is_inside_the_slices_that_its_name_begins_with() -> None:
