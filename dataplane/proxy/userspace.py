@@ -42,7 +42,7 @@ from .elements import Elements, Frontend, Held, Plan, differences, plan
 from .engine import Counter, EngineConfig, EngineError
 from .ledger import Ledger, Transition
 from .ruleset import KINDS, NONE, SERVICES, TABLE, Nft, families
-from .userspace_ruleset import REFUSED, add_maps, refusal, text
+from .userspace_ruleset import GUARDED, REFUSED, add_maps, names, refusal, text
 from .userspace_worker import Open, Prepare, Refused, Show, Shown, Switch
 from .watch import ForeignChanges
 
@@ -304,7 +304,7 @@ class UserspaceEngine:
         found: Elements = {}
         for family in self._families:
             for kind in KINDS[family]:
-                for name in (kind.frontends, kind.frontends + REFUSED):
+                for name in names(kind):
                     items = _started(self._socket).elements(TABLE, family.number, name)
                     if items:
                         found[family, name] = dict(items)
@@ -428,4 +428,9 @@ def _elements(frontends: Mapping[Frontend, Held | None], listeners: Mapping[Fron
         else:
             verdict = refusal(NONE if held.slots else held.number)
             found.setdefault((kind.family, kind.frontends + REFUSED), {})[key] = verdict
+        if held.sources:
+            found.setdefault((kind.family, kind.frontends + GUARDED), {})[key] = None
+        for source in held.sources:
+            size = kind.family.length
+            found.setdefault((kind.family, kind.sources), {})[key + source[:size] + key + source[size:]] = None
     return found

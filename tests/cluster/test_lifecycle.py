@@ -173,9 +173,7 @@ async def test_hosts_make_a_cluster_by_up_and_join_and_reset_leaves_no_trace(hos
                 await host.run("sh", "-c", KILL_ALL)
     for host, before in zip(hosts, clean, strict=True):
         left = await traces(host)
-        assert all(
-            left[what] != before[what] for what in ("links", "nftables", "cgroups", "socket programs", "state")
-        ), left
+        assert all(left[what] != before[what] for what in ("links", "nftables", "cgroups", "socket programs", "state")), left
         for _ in range(2):
             done = await host.run(*KERNELET, "reset", "--yes", seconds=120)
             assert "nothing of Kernelet is left" in done.out
