@@ -10,11 +10,24 @@ from kernelet.dataplane.routes import Backend, BackendFlag, Protocol, ServiceRou
 
 from ..proxy.topology import NODE_ADDRESS, OUTSIDE_ADDRESS, service
 from .offers import row
-from .proxy import EXTERNAL, LOST, NODE_PORT, REFUSED, VIP, VIP6, Proxy, between, in_zone, packed, refusal, tally
+from .proxy import (
+    BALANCER,
+    EXTERNAL,
+    LOST,
+    NODE_PORT,
+    REFUSED,
+    VIP,
+    VIP6,
+    Proxy,
+    between,
+    in_zone,
+    packed,
+    refusal,
+    tally,
+)
 
 DYING = BackendFlag.SERVING | BackendFlag.TERMINATING
 UDP = Protocol.UDP
-BALANCER = "198.51.100.8"
 
 
 def with_backends(route: ServiceRoute, *backends: Backend) -> ServiceRoute:

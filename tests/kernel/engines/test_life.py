@@ -18,9 +18,7 @@ from kernelet.ext.libbpf import Link
 
 from ..proxy.topology import NODE_ADDRESS, service
 from .offers import ROWS, row
-from .proxy import EXTERNAL, NODE_PORT, OTHER_VIP, REFUSED, VIP, VIP6, Proxy, killed, packed, refusal, tally
-
-BALANCER = "198.51.100.8"
+from .proxy import BALANCER, EXTERNAL, NODE_PORT, OTHER_VIP, REFUSED, VIP, VIP6, Proxy, killed, packed, refusal, tally
 
 
 def hold_connections(proxy: Proxy) -> Callable[[], bool]:
