@@ -23,9 +23,7 @@ def proxy(site: Site, request: pytest.FixtureRequest) -> Iterator[Proxy]:
     try:
         yield made
     finally:
-        if not made.running:
-            made.start()
-        made.stop(keep=False)
+        made.dispose()
 
 
 @pytest.fixture(autouse=True)

@@ -111,6 +111,13 @@ class Proxy:
     def route(self, *services: ServiceRoute, removed: tuple[str, ...] = ()) -> None:
         self.apply(self.feed.change(*services, removed=removed))
 
+    def dispose(self) -> None:
+        """Nothing of it is left."""
+        self._servers.close()
+        if not self.running:
+            self.start()
+        self.stop(keep=False)
+
     def reset(self) -> None:
         """No services, no peers, no servers but the pods' own, whatever happened."""
         self._servers.close()
