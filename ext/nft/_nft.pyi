@@ -82,7 +82,9 @@ class Batch:
     ) -> int:
         """Adds elements to a set or map; returns how many. `set_id` names a set made in the same transaction.
 
-        With `ranges` a key is two: the range's first and its last. Ranges must not overlap (EEXIST, ENOTEMPTY). Raises ValueError for a verdict that is not one, TypeError for other data.
+        With `ranges` a key is two: the range's first and its last. Ranges must not overlap (EEXIST, ENOTEMPTY).
+
+        Raises ValueError for a verdict that is not one, TypeError for other data.
         """
     def delete_elements(
         self,

@@ -17,15 +17,14 @@ from support.netns import run
 
 from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.nftables import NftablesEngine
-from kernelet.dataplane.proxy.ruleset import DROP, NONE
-from kernelet.dataplane.routes import Backend, BackendFlag, Protocol, ServicePort, ServiceRoute
+from kernelet.dataplane.proxy.numbers import DROP, NONE, seconds_of, slots_of
+from kernelet.dataplane.proxy.ruleset import HAIRPIN, IP, KINDS
+from kernelet.dataplane.routes import Backend, BackendFlag, Prefix, Protocol, ServicePort, ServiceRoute
 from kernelet.ext.nft import AF_INET, AF_INET6, Batch, BatchError, NetlinkError, Socket
 
 from .topology import CONFIG, Feed, Topology, service
 
-SETS = [
-    f"{scope}{name}" for scope in ("", "local_") for name in ("services", "backends", "nodeports", "nodeport_backends")
-] + ["hairpin", "traffic"]
+SETS = [*(name for kind in KINDS[IP] for name in kind.sets), HAIRPIN]
 
 
 def kernel(topology: Topology) -> dict[tuple[int, str], dict[bytes, bytes | str | None]]:
@@ -324,8 +323,16 @@ def backends() -> st.SearchStrategy[tuple[Backend, ...]]:
     flags = st.sampled_from(
         [BackendFlag.READY, BackendFlag.NONE, BackendFlag.SERVING | BackendFlag.TERMINATING, BackendFlag.SERVING]
     )
-    one = st.builds(Backend, v4 | v6, st.sampled_from([80, 8080]), flags, st.sampled_from(["here", "there", ""]))
+    weights = st.sampled_from([1, 1, 1, 2, 6, 255])
+    nodes = st.sampled_from(["here", "there", ""])
+    one = st.builds(Backend, v4 | v6, st.sampled_from([80, 8080]), flags, nodes, weights)
     return st.lists(one, max_size=7).map(tuple)
+
+
+RANGES: list[Prefix] = [
+    (ip_address(text).packed, bits)
+    for text, bits in (("10.0.0.0", 8), ("10.244.0.0", 16), ("192.0.2.1", 32), ("fd00::", 16), ("::", 0))
+]
 
 
 def one_service() -> st.SearchStrategy[ServiceRoute]:
@@ -343,6 +350,9 @@ def one_service() -> st.SearchStrategy[ServiceRoute]:
         ips,
         external_local=st.booleans(),
         internal_local=st.booleans(),
+        affinity_seconds=st.sampled_from([0, 0, 600, 7200]),
+        balancer_ips=ips,
+        source_ranges=st.lists(st.sampled_from(RANGES), max_size=3).map(tuple),
     )
 
 
@@ -378,17 +388,17 @@ def test_after_any_sequence_of_changes_the_kernel_equals_a_fresh_one_given_the_s
 
 
 def dense(held: dict[tuple[int, str], dict[bytes, bytes | str | None]]) -> bool:
-    """Every frontend of N backends has exactly the slots 0..N-1, and no slot is without a frontend."""
-    for (family, name), items in held.items():
-        if not name.endswith(("services", "nodeports")):
-            continue
-        slots = held[family, name.replace("services", "backends").replace("nodeports", "nodeport_backends")]
-        expected = {
-            key + slot.to_bytes(4, sys.byteorder)
-            for key, count in items.items()
-            if isinstance(count, bytes) and count not in (NONE, DROP)
-            for slot in range(int.from_bytes(count, sys.byteorder))
-        }
-        if expected != slots.keys():
+    """Every frontend of N slots has exactly the slots 0..N-1, each with an id under affinity, and no slot is alone."""
+    for kind in (kind for made in KINDS.values() for kind in made):
+        slots, sticky = set(), set()
+        for key, data in held[kind.family.number, kind.frontends].items():
+            assert isinstance(data, bytes)
+            number = 0 if data in (NONE, DROP) else int.from_bytes(data, sys.byteorder)
+            keys = {key + slot.to_bytes(4, sys.byteorder) for slot in range(slots_of(number))}
+            slots |= keys
+            sticky |= keys if seconds_of(number) else set()
+        ids = held[kind.family.number, kind.ids]
+        named = {key[:-4] + number for key, number in ids.items() if isinstance(number, bytes)}
+        if ids.keys() != sticky or held[kind.family.number, kind.backends].keys() != slots | named:
             return False
     return True

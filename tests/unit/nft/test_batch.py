@@ -68,3 +68,33 @@ def test_keys_beyond_the_kernels_limit_and_wrong_types_are_refused() -> None:
         Batch().add_elements("t", AF_INET, "s", [(KEY, 5)])  # type: ignore[list-item]
     with pytest.raises(TypeError):
         Batch().delete_elements("t", AF_INET, "s", ["text"])  # type: ignore[list-item]
+
+
+def test_a_range_is_laid_out_as_nft_lays_it_out() -> None:
+    batch = Batch()
+    first, last = KEY + bytes((11, 0, 0, 0)), KEY + bytes((11, 255, 255, 255))
+    assert batch.add_elements("kx", AF_INET, "sources", [(first + last, None)], ranges=True) == 1
+    # What `nft add element ip kx sources { 10.96.0.1 . tcp . 80 . 11.0.0.0/8 }` sends.
+    element = "34000180" + "18000180140001000a60000106000000005000000b000000"
+    element += "18000a80140001000a60000106000000005000000bffffff"
+    assert messages(batch)[1][1].endswith(bytes.fromhex("38000380" + element))
+    with pytest.raises(ValueError, match="two keys"):
+        batch.add_elements("kx", AF_INET, "sources", [(KEY + b"x", None)], ranges=True)
+
+
+def test_a_set_of_ranges_tells_the_lengths_of_its_fields() -> None:
+    batch = Batch()
+    batch.add_set("kx", AF_INET, "s", 0x1CC347, 16, ranges=(4, 1, 2, 4))
+    message = messages(batch)[1][1]
+    assert bytes.fromhex("0800030000000084") in message, "interval, concatenation"
+    field = "0c000180080001000000000"
+    description = "38000980" + "34000280" + field + "4" + field + "1" + field + "2" + field + "4"
+    assert bytes.fromhex(description) in message
+
+
+def test_a_dynamic_map_has_a_size() -> None:
+    batch = Batch()
+    batch.add_set("kx", AF_INET, "m", 0x1CC347, 16, 23, 4, dynamic=65535)
+    message = messages(batch)[1][1]
+    assert bytes.fromhex("0800030000000038") in message, "map, timeout, filled by rules"
+    assert bytes.fromhex("0c000980080001000000ffff") in message
