@@ -35,7 +35,7 @@ from kernelet.core.security.kubeconfig import KubeconfigError, load_kubeconfig
 from kernelet.dataplane.overlay import OverlayConfig, OverlayError
 from kernelet.dataplane.podnet import DEFAULT_MTU, AddressesExhausted, PodNet, PodNetConfig, PodNetworkError
 from kernelet.dataplane.proxy import EngineConfig, EngineError, choose
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, cgroup_path, cgroup_root, pin_name
+from kernelet.dataplane.proxy.ebpf_kernel import PINS, cgroup_path, cgroup_root, pin_name, serve_namespace
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class NodeAgents:
         self._feed = RouteFeedClient(client, options.connection, options.name, component, self._sinks)
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
+        self._pins = PINS / pin_name(options.cluster, options.name)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -186,7 +187,7 @@ class NodeAgents:
         self._tasks.create_task(self._feed.run(), name="route feed")
         if "dns" in self._parts:
             self._tasks.create_task(self._keep_dns(podnet.gateway), name="dns")
-        return KubeletNetwork(podnet)
+        return KubeletNetwork(podnet, self._pins)
 
     async def _start_overlay(self, subnet: IPv4Network) -> int:
         options = self._options
@@ -201,7 +202,7 @@ class NodeAgents:
     async def _start_proxy(self, subnet: IPv4Network) -> None:
         options = self._options
         config = EngineConfig(options.name, (subnet,), (options.cluster_cidr,), (options.service_cidr,))
-        config = replace(config, pins=PINS / pin_name(options.cluster, options.name))
+        config = replace(config, pins=self._pins)
         if options.engine in ("auto", "ebpf"):
             config = await self._with_cgroups(config)
         choice = await asyncio.to_thread(choose, options.engine, config)
@@ -260,8 +261,10 @@ def _as_runtime_failure() -> Iterator[None]:
 class KubeletNetwork:
     """The built-in pod network in the shape that the kubelet plugs in."""
 
-    def __init__(self, podnet: PodNet) -> None:
+    def __init__(self, podnet: PodNet, pins: Path) -> None:
+        """`pins`: where this node's socket programs are, if any."""
         self._podnet = podnet
+        self._pins = pins
 
     async def start(self) -> None:
         """Started by its owner."""
@@ -270,6 +273,10 @@ class KubeletNetwork:
         """Raises RuntimeFailure, which the kubelet reports on the pod and tries again."""
         with _as_runtime_failure():
             attached = await self._podnet.attach(pod_id, pid)
+        try:
+            await asyncio.to_thread(serve_namespace, self._pins, pid)
+        except OSError as error:
+            raise RuntimeFailure(f"pod {pod_id}: {error.strerror or error}") from error
         return PodNetworkStatus(attached.addresses, attached.gateway)
 
     async def detach(self, pod_id: str) -> None:

@@ -15,8 +15,9 @@ Maps::
     backends   set 7 . slot 0         : 10.244.1.7 . 8080               slots are dense: 0, 1, 2
     members    set 7 . 10.244.1.7 ... : (present)                       of services with affinity only
     affinity   client . service       : 10.244.1.7 . 8080, last used    LRU
-    flows      socket . backend       : service address                 LRU, of UDP sockets
-    sockets    (socket storage)       : what this socket connected to, what it sent to last
+    flows      socket . backend       : service address                 LRU
+    sockets    (socket storage)       : the last service of an unconnected UDP socket
+    namespaces pod's namespace        : (present)                       LRU
     counters   2                      : connections, refusals           per CPU
 
 Designs considered
@@ -29,8 +30,10 @@ many elements as the service has backends, in one system call (2 us for ten), an
 *A map inside the service's element* (hash of maps): a switch is as atomic, but every set is a map of its own, with a
 descriptor and an RCU grace period each; 10,000 take seconds.
 
-*Reverse translation from an LRU map for all sockets.* A long-lived connection would lose its entry. Socket storage
-lives as long as the socket; only unconnected sockets, which may talk to many services, need the LRU map.
+*Reverse translation from socket storage for all sockets.* It lives as long as the socket, so nothing is ever forgotten,
+but to make and free it costs a TCP connection 2 us, more than all else in its programs, for getpeername(2), which those
+who ask ask at once. The LRU map of 65,536 forgets a connection after as many newer ones; getpeername then tells the
+backend's address.
 
 *Growth by an outer map of maps.* A lookup more for every connection. Growing by loading the programs anew over larger
 maps costs nothing on the way, and is the same as an upgrade (ebpf_kernel.py).
@@ -40,11 +43,13 @@ Atomicity: of a delta against crashes, of a service against connections; see ebp
 The client of session affinity is the network namespace: a pod, or the node itself. Node ports are translated for the
 node's own processes on loopback addresses; on its other addresses they are the nftables engine's.
 
-Cgroups: each hook has two programs. One is attached to the parent cgroup of the node's pods (`EngineConfig.cgroups`)
-and serves sockets outside the node's own network namespace; the other one is attached to the root of the hierarchy
-(`host_cgroup`) and serves those in it: the node's processes and pods of the host's network, whatever their cgroup. So
-no socket is served twice, although programs of a cgroup and of those above it all run, and nodes that are namespaces
-of one host do not meet. A socket that is no node's business pays one comparison.
+Cgroups: each hook has two programs. One is attached to the root of the hierarchy (`EngineConfig.host_cgroup`) and
+serves sockets in the node's own network namespace, of its processes and of pods of the host's network, whatever their
+cgroup, and those in namespaces that are known to be its pods'. The other one is attached to the parent cgroup of the
+node's pods (`cgroups`) and serves all others: a pod's first socket does not depend on anybody having been told of its
+namespace, while whoever enters that namespace from elsewhere (nsenter(1)) is served too. So no socket is served twice,
+although programs of a cgroup and of those above it all run, and nodes that are namespaces of one host do not meet. A
+socket that is no node's business pays a comparison and a lookup.
 
 Choice: at random, where a heavier backend has more slots; or, of a consistent service, by a Maglev table in the slots,
 where the client's slot follows from its network namespace. What a slot means is settled in ebpf_plan.py, so that the

@@ -17,12 +17,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from kernelet.ext import netns
 from kernelet.ext.bpf import CONFIG, CONNECT, HOOKS
 from kernelet.ext.libbpf import BpfError, Link, Map, MapInfo, Object, mount_bpffs, require_bpffs
 
@@ -33,11 +35,13 @@ _log = logging.getLogger(__name__)
 ROUTE_MAPS: Final = (SERVICES, BACKENDS, MEMBERS)
 REMEMBERED: Final = ("affinity", "flows")
 """Maps that forget the oldest where they are full."""
-MAPS: Final = (*ROUTE_MAPS, COUNTERS, *REMEMBERED, "sockets", "config")
+NAMESPACES: Final = "namespaces"
+MAPS: Final = (*ROUTE_MAPS, COUNTERS, *REMEMBERED, NAMESPACES, "sockets", "config")
 BPFFS: Final = Path("/sys/fs/bpf")
 PINS: Final = BPFFS / "kernelet"
 _SO_NETNS_COOKIE: Final = 71
 _COOKIE_BYTES: Final = 8
+_SERVED: Final = bytes(4)
 POD, HOST = "pod", "host"
 _LinkId = tuple[Path, str]
 """A cgroup, and the program that is attached to it."""
@@ -99,6 +103,30 @@ def programs(role: str) -> tuple[str, ...]:
     return tuple(f"{role}_{hook}" for hook in HOOKS)
 
 
+def _netns_cookie() -> bytes:
+    """Of the network namespace that the thread is in."""
+    with socket.socket() as probe:
+        return probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
+
+
+def serve_namespace(pins: Path, pid: int) -> None:
+    """Tells the socket programs pinned there, if any, that a process' network namespace is a pod's.
+
+    The pods' own sockets are known by their cgroup. This is for sockets of whoever enters the namespace (nsenter(1)).
+    Raises BpfError, and FileNotFoundError where the process has ended.
+    """
+    path = pins / "maps" / NAMESPACES
+    if not path.exists():
+        return
+    namespace = netns.open_of_pid(pid)
+    try:
+        cookie = netns.run_in(namespace, _netns_cookie)
+    finally:
+        os.close(namespace)
+    with Map.open(path) as served:
+        served.update(cookie, _SERVED)
+
+
 def remove_pins(pins: Path) -> None:
     """Detaches the programs that are pinned there and removes all pins; what is not there is taken for removed."""
     for folder in (pins / "links", pins / "maps"):
@@ -147,9 +175,7 @@ class Kernel:
         for folder in (self.pins / "maps", self.pins / "links"):
             folder.mkdir(parents=True, exist_ok=True)
         require_bpffs(self.pins)
-        with socket.socket() as probe:
-            cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
-        self._netns = int.from_bytes(cookie, sys.byteorder)
+        self._netns = int.from_bytes(_netns_cookie(), sys.byteorder)
         self._remove_strange_pins()
         existing, attached = self._existing_maps()
         try:
@@ -216,7 +242,7 @@ class Kernel:
         """Loads the object over existing maps where they fit; the names of those that are new."""
         made = Object(CONNECT)
         fresh = set()
-        sizes = {**dict.fromkeys(REMEMBERED, self._remembered), **sizes}
+        sizes = {"flows": self._remembered, "affinity": self._remembered // 4, **sizes}
         try:
             for name in MAPS:
                 if (

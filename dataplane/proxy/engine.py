@@ -34,8 +34,9 @@ class EngineConfig:
     """Where the ebpf engine pins maps and links; None: /sys/fs/bpf/kernelet/<node>."""
     max_map_entries: int = 1 << 22
     """No map of the ebpf engine grows beyond this."""
-    max_remembered: int = 1 << 14
-    """Affinities of clients, and conversations of UDP sockets, that the ebpf engine remembers: the oldest go first."""
+    max_remembered: int = 1 << 16
+    """Connections whose service the ebpf engine can tell (getpeername(2)), and four times the clients whose affinity it
+    remembers: the oldest go first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,6 @@ enum verdict {
     REFUSED,
 };
 
-static __always_inline bool same_endpoint(const struct endpoint *a, const struct endpoint *b) {
-    return a->port == b->port && a->address[3] == b->address[3] && a->address[2] == b->address[2] &&
-           a->address[1] == b->address[1] && a->address[0] == b->address[0];
-}
-
 static __always_inline bool same_service(const struct service_key *a, const struct service_key *b) {
     return a->port == b->port && a->protocol == b->protocol && a->scope == b->scope && a->address[3] == b->address[3] &&
            a->address[2] == b->address[2] && a->address[1] == b->address[1] && a->address[0] == b->address[0];

@@ -71,13 +71,15 @@ static __always_inline void key_of(struct bpf_sock_addr *ctx, const struct endpo
     }
 }
 
-/* Programs on the pods' cgroup serve the namespaces of pods, those on the host's cgroup the node's own: a pod in the
- * node's namespace is below both, and several nodes may be namespaces of one host. */
-static __always_inline bool serves(bool of_node, __u64 netns) {
+/* Programs on the host's cgroup serve the node's own namespace and those that are known to be its pods'; programs on
+ * the pods' cgroup all others that they meet. So a socket is served once, although the programs of a cgroup and of
+ * those above it all run, and several nodes may be namespaces of one host. */
+static __always_inline bool serves(bool on_host, __u64 netns, bool *of_node) {
     __u32 zero = 0;
     struct config *node = bpf_map_lookup_elem(&config, &zero);
 
-    return node && (node->node_netns == netns) == of_node;
+    *of_node = node && node->node_netns == netns;
+    return (*of_node || bpf_map_lookup_elem(&namespaces, &netns)) == on_host;
 }
 
 /* Makes the system call fail at once: with ECONNREFUSED, or before Linux 5.18 with EPERM. */
@@ -88,35 +90,43 @@ static __always_inline int refuse(__u32 counter) {
     return 0;
 }
 
-static __always_inline void forget_peer(struct bpf_sock_addr *ctx) {
-    struct socket_state *state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
-    if (!state)
-        return;
-    bpf_spin_lock(&state->lock);
-    state->peer_backend.port = 0;
-    bpf_spin_unlock(&state->lock);
+static __always_inline struct flow_key flow_of(struct bpf_sock_addr *ctx, const struct endpoint *backend) {
+    struct flow_key flow = {.cookie = bpf_get_socket_cookie(ctx), .backend = *backend};
+
+    return flow;
 }
 
 static __always_inline void note_flow(struct bpf_sock_addr *ctx, const struct endpoint *backend,
                                       const struct endpoint *peer) {
-    struct flow_key flow = {.cookie = bpf_get_socket_cookie(ctx), .backend = *backend};
+    struct flow_key flow = flow_of(ctx, backend);
+
     bpf_map_update_elem(&flows, &flow, peer, BPF_ANY);
 }
 
-static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool of_node, bool six) {
+/* A UDP socket, which may connect again and again, now means the backend itself. */
+static __always_inline void forget_flow(struct bpf_sock_addr *ctx, const struct endpoint *backend) {
+    struct flow_key flow;
+
+    if (ctx->protocol != IPPROTO_UDP || !bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0))
+        return;
+    flow = flow_of(ctx, backend);
+    bpf_map_delete_elem(&flows, &flow);
+}
+
+static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool on_host, bool six) {
     struct endpoint peer, backend = {};
     struct service_key key;
-    struct socket_state *state;
     __u32 set = 0, counter = 0;
     __u64 netns = bpf_get_netns_cookie(ctx);
+    bool of_node;
 
-    if (!serves(of_node, netns))
+    if (!serves(on_host, netns, &of_node))
         return 1;
     read_peer(ctx, six, &peer);
     key_of(ctx, &peer, of_node, &key);
     switch (choose(&key, netns, &backend, &set, &counter)) {
     case NO_SERVICE:
-        forget_peer(ctx);
+        forget_flow(ctx, &peer);
         return 1;
     case REFUSED:
         return refuse(counter);
@@ -124,15 +134,9 @@ static __always_inline int do_connect(struct bpf_sock_addr *ctx, bool of_node, b
         break;
     }
     count(counter, false);
-    state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-    if (state) {
-        bpf_spin_lock(&state->lock);
-        state->peer = peer;
-        state->peer_backend = backend;
-        bpf_spin_unlock(&state->lock);
-    }
-    if (ctx->protocol == IPPROTO_UDP) /* by this the agent finds sockets that are stuck on a backend */
-        note_flow(ctx, &backend, &peer);
+    if (ctx->protocol == IPPROTO_UDP)
+        bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+    note_flow(ctx, &backend, &peer);
     write_peer(ctx, six, &backend);
     return 1;
 }
@@ -155,14 +159,15 @@ static __always_inline bool resume(struct socket_state *state, const struct serv
     return service && set_now(service) == set;
 }
 
-static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool of_node, bool six) {
+static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool on_host, bool six) {
     struct endpoint peer, backend = {};
     struct service_key key;
     struct socket_state *state;
     __u32 set = 0, counter = 0;
     __u64 netns = bpf_get_netns_cookie(ctx);
+    bool of_node;
 
-    if (!serves(of_node, netns))
+    if (!serves(on_host, netns, &of_node))
         return 1;
     read_peer(ctx, six, &peer);
     key_of(ctx, &peer, of_node, &key);
@@ -195,48 +200,35 @@ static __always_inline int do_sendmsg(struct bpf_sock_addr *ctx, bool of_node, b
 }
 
 /* The service's address in place of the backend's, for a socket that was told so. */
-static __always_inline int tell_service(struct bpf_sock_addr *ctx, bool of_node, bool six, bool connected_only) {
-    struct endpoint backend, peer = {};
-    struct socket_state *state;
-    bool known = false;
+static __always_inline int tell_service(struct bpf_sock_addr *ctx, bool on_host, bool six) {
+    struct endpoint backend, *peer;
+    struct flow_key flow;
+    bool of_node;
 
-    if (!serves(of_node, bpf_get_netns_cookie(ctx)))
+    if (!serves(on_host, bpf_get_netns_cookie(ctx), &of_node))
         return 1;
-    state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
-    if (!state)
-        return 1; /* has never met a service */
+    if (ctx->protocol == IPPROTO_UDP && !bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0))
+        return 1;
     read_peer(ctx, six, &backend);
-    bpf_spin_lock(&state->lock);
-    if (same_endpoint(&state->peer_backend, &backend)) {
-        peer = state->peer;
-        known = true;
-    }
-    bpf_spin_unlock(&state->lock);
-    if (!known && !connected_only) {
-        struct flow_key flow = {.cookie = bpf_get_socket_cookie(ctx), .backend = backend};
-        struct endpoint *held = bpf_map_lookup_elem(&flows, &flow);
-        if (held) {
-            peer = *held;
-            known = true;
-        }
-    }
-    if (known)
-        write_peer(ctx, six, &peer);
+    flow = flow_of(ctx, &backend);
+    peer = bpf_map_lookup_elem(&flows, &flow);
+    if (peer)
+        write_peer(ctx, six, peer);
     return 1;
 }
 
 /* Each hook has a program for the pods' cgroup and one for the host's. */
-#define HOOK(hook, body, ...)                                                                                          \
+#define HOOK(hook, body, six)                                                                                          \
     SEC("cgroup/" #hook)                                                                                               \
-    int pod_##hook(struct bpf_sock_addr *ctx) { return body(ctx, false, __VA_ARGS__); }                                \
+    int pod_##hook(struct bpf_sock_addr *ctx) { return body(ctx, false, six); }                                        \
     SEC("cgroup/" #hook)                                                                                               \
-    int host_##hook(struct bpf_sock_addr *ctx) { return body(ctx, true, __VA_ARGS__); }
+    int host_##hook(struct bpf_sock_addr *ctx) { return body(ctx, true, six); }
 
 HOOK(connect4, do_connect, false)
 HOOK(connect6, do_connect, true)
 HOOK(sendmsg4, do_sendmsg, false)
 HOOK(sendmsg6, do_sendmsg, true)
-HOOK(recvmsg4, tell_service, false, false)
-HOOK(recvmsg6, tell_service, true, false)
-HOOK(getpeername4, tell_service, false, true)
-HOOK(getpeername6, tell_service, true, true)
+HOOK(recvmsg4, tell_service, false)
+HOOK(recvmsg6, tell_service, true)
+HOOK(getpeername4, tell_service, false)
+HOOK(getpeername6, tell_service, true)

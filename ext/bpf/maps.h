@@ -34,22 +34,22 @@ struct {
     __type(value, struct affinity);
 } affinity SEC(".maps");
 
-/* The oldest go first: a reply that comes after thousands of others shows its backend's address. */
+/* Whom sockets believe they talk to. The oldest go first: after tens of thousands of newer ones a reply, or
+ * getpeername(2), shows the backend's address. Socket storage would not forget, but making and freeing it costs more
+ * than the rest of a TCP connection's programs together. */
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
-    __uint(max_entries, 16384);
+    __uint(max_entries, 65536);
     __type(key, struct flow_key);
     __type(value, struct endpoint);
 } flows SEC(".maps");
 
-/* What one socket was told, kept by the kernel as long as the socket. */
+/* What one UDP socket was told, kept by the kernel as long as the socket. One that has met no service has none. */
 struct socket_state {
     struct bpf_spin_lock lock;
     __u32 sent_set;
     struct service_key sent_to;   /* of an unconnected socket: the last service ... */
     struct endpoint sent_backend; /* ... and the backend it got */
-    struct endpoint peer;         /* of a connected one: what it connected to ... */
-    struct endpoint peer_backend; /* ... and where that led; port 0: nowhere */
 };
 
 struct {
@@ -66,6 +66,15 @@ struct {
     __type(key, __u32);
     __type(value, struct counter);
 } counters SEC(".maps");
+
+/* Cookies of pods' network namespaces: a socket in one of them that was made outside the pods' cgroup, by whoever
+ * entered the namespace, is served as well. Cookies are never used again, so those of pods that are gone just age. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 8192);
+    __type(key, __u64);
+    __type(value, __u32);
+} namespaces SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);

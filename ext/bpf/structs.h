@@ -51,7 +51,7 @@ struct affinity {
     __u32 zero;
 };
 
-/* Whom a UDP socket believes it talks to. */
+/* A socket and whom it talks to. */
 struct flow_key {
     __u64 cookie;
     struct endpoint backend;

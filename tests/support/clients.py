@@ -27,6 +27,10 @@ class Client:
         if cgroup is not None:
             (cgroup / "cgroup.procs").write_text(str(self._process.pid))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __getattr__(self, function: str) -> Callable[..., Any]:
         def call(*arguments: object) -> Any:
             assert self._process.stdin and self._process.stdout

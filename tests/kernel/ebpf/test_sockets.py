@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 from kernelet.dataplane.proxy.ebpf import EbpfEngine
+from kernelet.dataplane.proxy.ebpf_kernel import serve_namespace
 from kernelet.dataplane.routes import Delta, Protocol, ServiceRoute
 from kernelet.ext.bpf import AFFINITY
 from kernelet.ext.libbpf import Map
@@ -143,6 +144,18 @@ def test_the_nodes_own_sockets_are_served_whatever_their_cgroup_and_others_below
     assert elsewhere.names(VIP) != [web1.address], "no pod of this node, nor the node itself"
     [counter] = engine.counters()
     assert counter.connections == 1
+
+
+def test_whoever_enters_a_pods_namespace_is_served_once_it_is_known(node: Node, engine: EbpfEngine, feed: Feed) -> None:
+    web1 = node.topology.web1
+    engine.apply(feed.change(service("web", VIP, web1.backend())))
+    pod, visitor = node.client(), node.client(served=False)
+    assert visitor.names(VIP) != [web1.address]
+    serve_namespace(node.pins, pod.pid)
+    for process in (visitor, pod):
+        assert process.tcp(VIP, PORT) == [{"name": web1.address, "peer": [VIP, PORT]}]
+    [counter] = engine.counters()
+    assert counter.connections == 2
 
 
 def test_a_process_of_a_pods_cgroup_in_the_nodes_namespace_is_served_once(
