@@ -9,8 +9,8 @@ from kernelet.ext.libbpf import Map
 from .proxy import Proxy
 
 _FOLLOWS_FROM_ROUTES = ("services", "backends", "members", "counters")
-_NUMBERED = "_chains"
-"""Maps from a number of backends to the chain for so many stay: they are few, and the same for all services."""
+_STAY = ("_chains", "backend_ports", "untracked")
+"""Ends of the names of sets that are no service's: numbers of backends and ports that were ever needed, protocols."""
 
 
 def leftovers(proxy: Proxy) -> dict[str, int]:
@@ -27,7 +27,7 @@ def _elements(proxy: Proxy) -> dict[str, int]:
     return {
         f"{item['family']} {item['name']}": len(item.get("elem", ()))
         for item in sets
-        if item["table"] == "kernelet" and not item["name"].endswith(_NUMBERED)
+        if item["table"] == "kernelet" and not item["name"].endswith(_STAY)
     }
 
 
