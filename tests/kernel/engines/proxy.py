@@ -98,11 +98,6 @@ class Proxy:
             with self.site.topology.node.entered():
                 engine.close(keep=keep)
 
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-        self.apply(self.feed.snapshot())
-
     def apply(self, delta: Delta) -> None:
         """As the proxy's agent does it."""
         self.engine.apply(delta)

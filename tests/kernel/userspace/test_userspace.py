@@ -1,24 +1,25 @@
-"""The userspace engine in real namespaces: what the kernel engines' suite asks for, as far as its nature allows."""
+"""What is the userspace engine's own: turns, the relay, and the process that carries the traffic."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import select
 import signal
 import socket
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.userspace import UserspaceEngine
-from kernelet.dataplane.routes import BackendFlag
 
 from ..proxy.topology import CONFIG, Feed, Topology, service
 
-VIP, VIP6, PORT, EXTERNAL = "10.96.0.1", "fd00:96::1", 30080, "198.51.100.7"
-DYING = BackendFlag.SERVING | BackendFlag.TERMINATING
+VIP = "10.96.0.1"
 
 
 def test_backends_take_turns(topology: Topology, engine: UserspaceEngine, feed: Feed) -> None:
@@ -35,6 +36,59 @@ def test_a_backend_that_refuses_is_followed_by_the_next(
 ) -> None:
     engine.apply(feed.change(service("web", VIP, topology.web1.backend(9999), topology.web2.backend())))
     assert {topology.client.ask(VIP) for _ in range(6)} == {topology.web2.address}
+
+
+def test_a_backend_that_refuses_is_followed_by_another_however_heavy_it_is(
+    topology: Topology, engine: UserspaceEngine, feed: Feed
+) -> None:
+    dead = replace(topology.web1.backend(9999), weight=20)
+    engine.apply(feed.change(service("web", VIP, dead, topology.web2.backend())))
+    assert {topology.client.ask(VIP) for _ in range(21)} == {topology.web2.address}
+
+
+def test_heavier_backends_have_more_turns_not_all_in_a_row(
+    topology: Topology, engine: UserspaceEngine, feed: Feed
+) -> None:
+    web1, web2 = (replace(pod.backend(), weight=2) for pod in (topology.web1, topology.web2))
+    engine.apply(feed.change(service("web", VIP, web1, web2, topology.far.backend())))
+    answers = [topology.client.ask(VIP) for _ in range(15)]
+    assert all(one != other for one, other in itertools.pairwise(answers))
+    assert Counter(answers) == {topology.web1.address: 6, topology.web2.address: 6, topology.far.address: 3}
+
+
+def test_a_killed_engine_ends_with_its_carrier_and_addresses_refuse_until_the_next_one(
+    topology: Topology, feed: Feed
+) -> None:
+    snapshot = feed.change(service("web", VIP, topology.web1.backend()))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            with topology.node.entered():
+                doomed = UserspaceEngine(CONFIG)
+                doomed.start()
+            doomed.apply(snapshot)
+            assert doomed._worker is not None
+            os.write(writer, str(doomed._worker.pid).encode())
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        carrier = os.pidfd_open(int(os.read(told.fileno(), 16)))
+    assert topology.client.ask(VIP) == topology.web1.address
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert select.select([carrier], [], [], 10)[0], "it ends with its parent"
+    os.close(carrier)
+    with pytest.raises(ConnectionRefusedError):
+        topology.client.ask(VIP)
+    with topology.node.entered():
+        engine = UserspaceEngine(CONFIG)
+        engine.start()
+    engine.apply(snapshot)
+    assert topology.client.ask(VIP) == topology.web1.address
+    engine.close(keep=False)
 
 
 def test_much_data_passes_both_ways_and_a_half_closed_connection_stays_open(
