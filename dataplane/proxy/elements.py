@@ -209,24 +209,26 @@ def _bits(prefix: Prefix) -> int:
     return prefix[1]
 
 
-def place(old: Sequence[bytes | None], wanted: Collection[bytes]) -> tuple[bytes, ...]:
+def place(old: Sequence[bytes], wanted: Sequence[bytes]) -> tuple[bytes, ...]:
     """Dense slots 0..n-1 for `wanted`: whoever may keeps its slots, and gaps are filled with the rest.
 
     So an added backend is one new slot, and a removed one's slot is taken over by the last.
     """
     if not old:
         return tuple(wanted)
+    if sorted(old) == sorted(wanted):
+        return tuple(old)
     made: list[bytes | None] = [None] * len(wanted)
-    rest = Tally(iter(wanted))  # a mapping would be taken for counts
+    rest = Tally(wanted)
     for index, data in enumerate(old[: len(made)]):
-        if data is not None and rest[data]:
+        if rest[data]:
             made[index] = data
             rest[data] -= 1
     fill = rest.elements()
     return tuple(next(fill) if data is None else data for data in made)
 
 
-def hold(target: Target, old: Sequence[bytes | None]) -> Held:
+def hold(target: Target, old: Sequence[bytes]) -> Held:
     """What is to be held for a target, given what is held now."""
     placed = place(old, target.backends)
     if not placed:

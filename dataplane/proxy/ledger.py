@@ -5,21 +5,13 @@ Changes are worked out on the side (`Transition`) and taken over only after the 
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from .elements import Edits, Elements, Frontend, Held, Place, Plan, Target, Value, hold, slot_key, special_elements
-from .ruleset import BACKENDS, HAIRPIN, Family
+from .ruleset import HAIRPIN, Family
 from .untracked import BACKEND_PORTS
-
-KernelSlots = dict[tuple[Family, str, bytes], list[bytes | None]]
-"""Backends by slot, by (family, name of the map, frontend's key)."""
-_NATIVE: Final = sys.byteorder
-_MOST_SLOTS = 1 << 20
-"""A slot beyond this is an id (affinity.py), or not ours: it is not counted up to."""
 
 
 @dataclass(slots=True)
@@ -120,7 +112,7 @@ def _by_frontend(plans: Mapping[str, Plan]) -> dict[Frontend, set[str]]:
     return found
 
 
-def whole(plans: Mapping[str, Plan], slots: KernelSlots, ports: Iterable[tuple[Family, bytes]]) -> Ledger:
+def whole(plans: Mapping[str, Plan], kernel: Elements, ports: Iterable[tuple[Family, bytes]]) -> Ledger:
     """The ledger of a whole table, whose slots are those of the kernel's elements as far as possible.
 
     `ports`: those of backends that are known already.
@@ -136,10 +128,7 @@ def whole(plans: Mapping[str, Plan], slots: KernelSlots, ports: Iterable[tuple[F
                 targets[frontend] = target
     made = Ledger()
     made._claims = claims
-    made.held = {
-        frontend: hold(target, slots.get((frontend[0].family, frontend[0].backends, frontend[1]), ()))
-        for frontend, target in targets.items()
-    }
+    made.held = {frontend: hold(target, kernel_slots(kernel, frontend)) for frontend, target in targets.items()}
     made.ports.update(ports)
     for plan in plans.values():
         made._local.update(plan.local)
@@ -147,20 +136,13 @@ def whole(plans: Mapping[str, Plan], slots: KernelSlots, ports: Iterable[tuple[F
     return made
 
 
-def kernel_slots(kernel: Mapping[Place, Mapping[bytes, Value]]) -> KernelSlots:
-    """Backends by slot of every frontend in the kernel; None for a slot that is missing."""
-    found: KernelSlots = {}
-    for (family, name), items in kernel.items():
-        if not name.endswith(BACKENDS):
-            continue
-        for key, data in items.items():
-            slot = int.from_bytes(key[-4:], _NATIVE)
-            if not isinstance(data, bytes) or slot >= _MOST_SLOTS:
-                continue
-            slots = found.setdefault((family, name, key[:-4]), [])
-            if slot >= len(slots):
-                slots.extend([None] * (slot + 1 - len(slots)))
-            slots[slot] = data
+def kernel_slots(kernel: Elements, frontend: Frontend) -> list[bytes]:
+    """The backends that a frontend has in the kernel, by slot, up to the first slot that is missing."""
+    kind, key = frontend
+    backends = kernel.get((kind.family, kind.backends))
+    found: list[bytes] = []
+    while backends and isinstance(data := backends.get(slot_key(key, len(found))), bytes):
+        found.append(data)
     return found
 
 

@@ -80,10 +80,10 @@ from pathlib import Path
 from kernelet.ext.nft import BatchError, NetlinkError, Socket
 
 from ..routes import Delta, RouteTable, ServiceRoute
-from .elements import Elements, Frontend, Place, Plan, Value, differences, frontend_of, plan, readable, without
+from .elements import Elements, Frontend, Plan, Value, differences, frontend_of, plan, readable, without
 from .engine import Counter, EngineConfig, EngineError
 from .flows import StaleFlows
-from .ledger import KernelSlots, Ledger, Transition, all_elements, kernel_slots, whole
+from .ledger import Ledger, Transition, all_elements, kernel_slots, whole
 from .memory import collector_paused
 from .ruleset import BACKENDS, KINDS, TABLE, Family, Nft, families
 from .session import Session
@@ -254,7 +254,7 @@ class NftablesEngine:
         found = set()
         for family in self._families:
             size = family.length
-            for key, data in netlink.elements(TABLE, family.number, BACKENDS):
+            for key, data in netlink.elements(TABLE, family.number, BACKENDS).items():
                 if isinstance(data, bytes):
                     port, backend_port = key[size + 4 : size + 6], data[size : size + 2]
                     found.add((key[:size], key[size], int.from_bytes(port), data[:size], int.from_bytes(backend_port)))
@@ -343,14 +343,13 @@ class NftablesEngine:
         )
         generation = session.socket.generation()
         kernel = session.elements()
-        slots = kernel_slots(kernel)
-        ledger = whole(plans, slots, self._known_ports(kernel))
+        ledger = whole(plans, kernel, self._known_ports(kernel))
         wanted = all_elements(ledger) | session.structure.elements()
         edits, count = differences(without(kernel, refused), without(wanted, refused))
         missed = session.commit(edits, generation)
         self._ledger = ledger
         if count:
-            session.flows.forget(_whole_flows(self._families, kernel, slots, ledger))
+            session.flows.forget(_whole_flows(self._families, kernel, ledger))
         return count, missed
 
     def _known_ports(self, kernel: Elements) -> set[tuple[Family, bytes]]:
@@ -376,9 +375,7 @@ class NftablesEngine:
         return found
 
 
-def _whole_flows(
-    which: Iterable[Family], kernel: Mapping[Place, Mapping[bytes, Value]], slots: KernelSlots, ledger: Ledger
-) -> StaleFlows:
+def _whole_flows(which: Iterable[Family], kernel: Elements, ledger: Ledger) -> StaleFlows:
     """The flows that going from the kernel's elements to the ledger's leaves stale."""
     flows = StaleFlows()
     nothing: Mapping[bytes, Value] = {}
@@ -386,6 +383,6 @@ def _whole_flows(
         there = kernel.get((kind.family, kind.frontends), nothing)
         wanted = {key for owner, key in ledger.held if owner is kind}
         for key in wanted | there.keys():
-            old = [data for data in slots.get((kind.family, kind.backends, key), ()) if data] if key in there else None
+            old = kernel_slots(kernel, (kind, key)) if key in there else None
             flows.add((kind, key), old, ledger.held.get((kind, key)))
     return flows

@@ -46,7 +46,7 @@ class Session:
             for name in (*names, HAIRPIN, BACKEND_PORTS, UNTRACKED):
                 items = self.socket.elements(TABLE, family.number, name)
                 if items:
-                    found[family, name] = dict(items)
+                    found[family, name] = items
         return found
 
     def commit(self, edits: Edits, generation: int = 0) -> bool:

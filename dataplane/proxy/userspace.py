@@ -15,8 +15,8 @@ two sockets a connection, a listener a service port. What it cannot do, by its n
 
 As good as such a design gets in Python: one thread on epoll in a process of its own, edge-triggered, no buffer a
 connection, two calls a message (userspace_relay.py). The rules are maps as in the nftables engine, so that packets find
-their listener by one lookup, where the original went through a list of iptables rules. Heavier backends have more turns.
-Who may use a balancer's address is decided before the redirection, while the client's address is still known.
+their listener by one lookup, where the original went through a list of iptables rules. Heavier backends have more
+turns. Who may use a balancer's address is decided before the redirection, while the client's address is still known.
 """
 
 from __future__ import annotations

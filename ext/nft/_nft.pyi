@@ -116,8 +116,8 @@ class Socket:
 
         Raises BatchError (nothing changed), Overrun (unknown: read back), TimeoutError.
         """
-    def elements(self, table: str, family: int, set_name: str) -> list[tuple[bytes, bytes | str | None]]:
-        """All elements of a set or map; [] for an empty one. Raises NetlinkError (ENOENT for a missing one).
+    def elements(self, table: str, family: int, set_name: str) -> dict[bytes, bytes | str | None]:
+        """Keys and data of all elements of a set or map. Raises NetlinkError (ENOENT for a missing one).
 
         The key of a range is two: its first and its last.
         """

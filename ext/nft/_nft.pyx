@@ -12,6 +12,7 @@ import socket as sockets
 import struct
 from collections import namedtuple
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
@@ -302,10 +303,10 @@ class Socket:
         """The set's elements, each once. A hash table that the kernel is resizing lists some twice and others not."""
         payload = _name_attribute(1, table) + _name_attribute(2, set_name)
         for _ in range(_DUMP_TRIES):
-            found = []
+            found, count = {}, 0
             for body in self.dump(SUBSYSTEM | GETSETELEM, family, payload):
-                _collect(<bytes>body, found, counters)
-            if len({item[0] for item in found}) == len(found):
+                count += _collect(<bytes>body, found, counters)
+            if len(found) == count:
                 return found
         raise _unsteady()
 
@@ -313,7 +314,8 @@ class Socket:
         return self._listed(table, family, set_name, False)
 
     def counters(self, str table, int family, str set_name):
-        return self._listed(table, family, set_name, True)
+        found = self._listed(table, family, set_name, True)
+        return [(key, *_counter(counter)) for key, counter in found.items() if counter is not None]
 
     def rules(self, str table, int family):
         found = []

@@ -4,25 +4,30 @@ cdef tuple _parse_element(const char* base, Py_ssize_t size):
     """(key, data, counter) of one list element's attributes; the key of a range is its first and its last."""
     cdef Py_ssize_t at = 0
     cdef uint16_t length, kind
-    key = data = counter = last = None
+    cdef object key = None, data = None, counter = None, last = None
     while at + 4 <= size:
         length = (<uint16_t*>(base + at))[0]
         kind = (<uint16_t*>(base + at))[1] & NLA_TYPE
         if length < 4 or at + length > size:
             break
         if kind == 1 and length > 8:
-            key = (base + at + 8)[:(<uint16_t*>(base + at + 4))[0] - 4]
+            key = _inner(base + at)
         elif kind == 2 and length > 8:
             if ((<uint16_t*>(base + at + 4))[1] & NLA_TYPE) == 1:
-                data = (base + at + 8)[:(<uint16_t*>(base + at + 4))[0] - 4]
+                data = _inner(base + at)
             else:
                 data = _parse_verdict(base + at + 8, (<uint16_t*>(base + at + 4))[0] - 4)
         elif kind == 10 and length > 8:
-            last = (base + at + 8)[:(<uint16_t*>(base + at + 4))[0] - 4]
+            last = _inner(base + at)
         elif kind == 7:
             counter = (base + at + 4)[:length - 4]
         at += (length + 3) & ~3
     return (key if last is None else key + last), data, counter
+
+
+cdef inline bytes _inner(const char* attribute):
+    """The value of the attribute that is nested in this one."""
+    return PyBytes_FromStringAndSize(attribute + 8, (<uint16_t*>(attribute + 4))[0] - 4)
 
 
 cdef str _parse_verdict(const char* base, Py_ssize_t size):
@@ -71,10 +76,10 @@ cdef tuple _error(int flags, bytes body):
     return number, details.get(1, b"").rstrip(b"\0").decode(errors="replace"), offset
 
 
-cdef int _collect(bytes body, list found, bint counters) except -1:
-    """Appends the elements in one GETSETELEM answer to `found`."""
+cdef Py_ssize_t _collect(bytes body, dict found, bint counters) except -1:
+    """Puts the elements in one GETSETELEM answer into `found`; how many there were."""
     cdef const char* base = body
-    cdef Py_ssize_t at = 4, size = len(body), end
+    cdef Py_ssize_t at = 4, size = len(body), end, count = 0
     cdef uint16_t length
     while at + 4 <= size:
         length = (<uint16_t*>(base + at))[0]
@@ -88,14 +93,12 @@ cdef int _collect(bytes body, list found, bint counters) except -1:
                 if length < 4 or at + length > end:
                     break
                 key, data, counter = _parse_element(base + at + 4, length - 4)
-                if not counters:
-                    found.append((key, data))
-                elif counter is not None:
-                    found.append((key, *_counter(counter)))
+                found[key] = data if not counters else counter
+                count += 1
                 at += (length + 3) & ~3
-            return 0
+            return count
         at += (length + 3) & ~3
-    return 0
+    return count
 
 
 cdef tuple _counter(bytes expression):

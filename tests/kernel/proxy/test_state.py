@@ -31,7 +31,7 @@ def kernel(topology: Topology) -> dict[tuple[int, str], dict[bytes, bytes | str 
     """Everything in the tables' sets."""
     with topology.node.entered(), Socket() as netlink:
         return {
-            (family, name): dict(netlink.elements("kernelet", family, name))
+            (family, name): netlink.elements("kernelet", family, name)
             for family in (AF_INET, AF_INET6)
             for name in SETS
         }
@@ -301,7 +301,7 @@ def test_the_kernel_names_the_element_it_refuses(topology: Topology, engine: Nft
             ("delete", "services", b"\1" * 12, errno.ENOENT),
             ("add", "np_chains", b"\6\0\0\1", errno.ENOENT),
         ]
-        assert netlink.elements("kernelet", AF_INET, "services") == [], "all or nothing"
+        assert netlink.elements("kernelet", AF_INET, "services") == {}, "all or nothing"
         with pytest.raises(NetlinkError) as missing:
             netlink.elements("kernelet", AF_INET, "nosuchset")
         assert missing.value.errno == errno.ENOENT
