@@ -67,11 +67,11 @@ from contextlib import contextmanager, suppress
 from kernelet.ext.libbpf import BpfError
 
 from ..routes import Delta, RouteTable, ServiceRoute
-from .ebpf_kernel import Kernel, remove_pins
+from .ebpf_kernel import NAMESPACES, SERVED, Kernel, remove_pins
 from .ebpf_ledger import Held, Ledger, Transition
-from .ebpf_maps import COUNTERS, counted, delete_sets, flip, read, sweep, write_sets
+from .ebpf_maps import COUNTERS, Image, counted, delete_sets, flip, read, sweep, write_sets
 from .ebpf_plan import Key, Plan, endpoints, is_address, plan, route
-from .ebpf_sockets import StaleSockets, release, stale
+from .ebpf_sockets import StaleSockets, present_namespaces, release, stale
 from .engine import Counter, EngineConfig, EngineError
 from .memory import collector_paused
 from .nftables import NftablesEngine
@@ -198,7 +198,7 @@ class EbpfEngine:
     def _whole(self, services: Mapping[str, ServiceRoute]) -> Transition:
         """What brings the kernel, as it is read back now, to a whole table."""
         plans = {name: self._plan(service) for name, service in services.items()}
-        image = read(self._kernel.maps)
+        image = read(self._kernel.maps) if self._kernel.maps else Image()
         self._ledger.adopt(image.held, image.numbers)
         made = self._ledger.replace(plans)
         made.stray_backends, made.stray_members = image.stray_backends, image.stray_members
@@ -210,7 +210,7 @@ class EbpfEngine:
 
     def _stage(self, transition: Transition) -> None:
         """Makes room and writes the new sets; nothing leads to them yet."""
-        if not self._kernel.maps:
+        if not self._kernel.started:
             raise EngineError("the ebpf engine is not started: call start() first")
         self._kernel.ensure_room(self._ledger.room(transition))
         if not transition.new_sets:
@@ -234,6 +234,8 @@ class EbpfEngine:
             self._stale.setdefault(endpoint, set()).update(keys)
         self._ledger.accept(transition)
         if self._kernel.waiting:
+            for cookie in present_namespaces(self._config):
+                self._kernel.maps[NAMESPACES].update(cookie, SERVED)
             self._kernel.activate()
         if transition:
             self.written += sweep(self._kernel.maps, transition)
@@ -250,8 +252,8 @@ class EbpfEngine:
     def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
         """Read from the maps: (service address, protocol, port, backend address, backend port), also before start()."""
         with _told("read the routes of the ebpf engine"):
-            if self._kernel.maps:
-                return _routes(read(self._kernel.maps).held)
+            if self._kernel.started:
+                return _routes(read(self._kernel.maps).held) if self._kernel.maps else frozenset()
             maps = self._kernel.open_pinned()
             try:
                 return _routes(read(maps).held)

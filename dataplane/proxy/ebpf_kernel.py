@@ -41,7 +41,10 @@ BPFFS: Final = Path("/sys/fs/bpf")
 PINS: Final = BPFFS / "kernelet"
 _SO_NETNS_COOKIE: Final = 71
 _COOKIE_BYTES: Final = 8
-_SERVED: Final = bytes(4)
+_LEAST: Final = 1024
+"""Elements that a map has room for at least."""
+SERVED: Final = bytes(4)
+"""What stands behind a namespace's cookie."""
 POD, HOST = "pod", "host"
 _LinkId = tuple[Path, str]
 """A cgroup, and the program that is attached to it."""
@@ -103,7 +106,7 @@ def programs(role: str) -> tuple[str, ...]:
     return tuple(f"{role}_{hook}" for hook in HOOKS)
 
 
-def _netns_cookie() -> bytes:
+def netns_cookie() -> bytes:
     """Of the network namespace that the thread is in."""
     with socket.socket() as probe:
         return probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
@@ -120,11 +123,11 @@ def serve_namespace(pins: Path, pid: int) -> None:
         return
     namespace = netns.open_of_pid(pid)
     try:
-        cookie = netns.run_in(namespace, _netns_cookie)
+        cookie = netns.run_in(namespace, netns_cookie)
     finally:
         os.close(namespace)
     with Map.open(path) as served:
-        served.update(cookie, _SERVED)
+        served.update(cookie, SERVED)
 
 
 def remove_pins(pins: Path) -> None:
@@ -163,8 +166,10 @@ class Kernel:
         self._links: dict[_LinkId, Link] = {}
         self._netns = 0
         self.maps: dict[str, Map] = {}
+        """Empty before the first routes where there was nothing in the kernel: they are made as large as is needed."""
+        self.started = False
         self.waiting = False
-        """The maps are not filled, and the programs not attached, since the kernel's maps have another layout."""
+        """The programs are not attached: the maps are not filled, since there were none, or of another layout."""
 
     def start(self) -> None:
         """Loads the programs over the maps that are there, and attaches them."""
@@ -175,9 +180,13 @@ class Kernel:
         for folder in (self.pins / "maps", self.pins / "links"):
             folder.mkdir(parents=True, exist_ok=True)
         require_bpffs(self.pins)
-        self._netns = int.from_bytes(_netns_cookie(), sys.byteorder)
+        self._netns = int.from_bytes(netns_cookie(), sys.byteorder)
         self._remove_strange_pins()
+        self.started = True
         existing, attached = self._existing_maps()
+        if not existing:
+            self.waiting = True
+            return
         try:
             fresh = self._load(existing, {})
         finally:
@@ -201,15 +210,17 @@ class Kernel:
         """Makes larger maps where there is no room for so many elements. Raises EngineError naming the setting."""
         sizes = {}
         for name, count in needed.items():
-            if count <= self.maps[name].info.max_entries:
+            if count <= (self.maps[name].info.max_entries if self.maps else 0):
                 continue
             if count > self._limit:
                 raise EngineError(
                     f"BPF map {name} is full: the routes need {count} elements, and it may not grow beyond "
                     f"{self._limit}; raise max_map_entries"
                 )
-            sizes[name] = min(self._limit, 1 << (count + count // 4 - 1).bit_length())
-        if sizes:
+            sizes[name] = max(_LEAST, min(self._limit, 1 << (count + count // 4 - 1).bit_length()))
+        if not self.maps:
+            self._load({}, sizes)
+        elif sizes:
             self._grow(sizes)
 
     def _grow(self, sizes: Mapping[str, int]) -> None:
@@ -355,7 +366,7 @@ class Kernel:
     def mend(self) -> int:
         """Attaches and pins anew what is missing; how many things were."""
         count = len(self.missing())
-        if count and not self.waiting:
+        if count and self.maps and not self.waiting:
             for folder in (self.pins / "maps", self.pins / "links"):
                 folder.mkdir(parents=True, exist_ok=True)
             self.activate()

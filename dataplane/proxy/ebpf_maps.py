@@ -125,9 +125,12 @@ def _assemble(
     if not count:
         return None if number else Target(b"", affinity, consistent)
     slots = sets.get(number, {})
-    if len(slots) != count or any(slot not in slots for slot in range(count)):
+    try:
+        pool = b"".join([slots[slot] for slot in range(count)])
+    except KeyError:
         return None
-    pool = b"".join([slots[slot] for slot in range(count)])
+    if len(slots) != count:
+        return None
     if affinity and members.get(number) != distinct(pool):
         return None
     return Target(pool, affinity, consistent)

@@ -30,6 +30,7 @@ _LENGTHS: Final = {4: _MAPPED, 16: b""}
 """Length of an address -> what its mapped form begins with."""
 _ANY: Final = {4: _MAPPED + bytes(4), 16: bytes(16)}
 _AFTER: Final = b"\0\0"
+_ALIKE: Final = {1}
 MOST_SLOTS: Final = 1024
 """Of a pool whose backends differ in weight, unless it has more backends: shares are right to half a slot."""
 _PRIMES: Final = (251, 1021, 4093, 16381)
@@ -93,8 +94,7 @@ def _plan_view(made: Plan, view: View) -> None:
 def _target(backends: Sequence[Backend], view: View) -> Target:
     prefix = _LENGTHS[view.length]
     found = [prefix + backend.address + backend.port.to_bytes(2, "big") + _AFTER for backend in backends]
-    weighted = any(backend.weight != 1 for backend in backends)
-    if not found or not (weighted or view.consistent):
+    if not found or not (view.consistent or {backend.weight for backend in backends} != _ALIKE):
         return Target(b"".join(sorted(set(found))), view.affinity_seconds, view.consistent)
     weights = dict(zip(found, (backend.weight for backend in backends), strict=True))
     pool = _maglev(weights) if view.consistent else _weighted(weights)

@@ -15,6 +15,8 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +25,7 @@ from kernelet.ext.libbpf import Map
 from kernelet.ext.netns import open_of_pid, run_in
 
 from ..routes import Protocol
+from .ebpf_kernel import netns_cookie
 from .ebpf_ledger import Held, Transition
 from .ebpf_plan import Key, distinct
 from .engine import EngineConfig
@@ -72,6 +75,36 @@ def release(stale_sockets: StaleSockets, flows: Map, config: EngineConfig) -> in
         finally:
             os.close(namespace)
     return count
+
+
+def present_namespaces(config: EngineConfig) -> set[bytes]:
+    """Cookies of the network namespaces of pods that run already: processes in the pods' cgroups are in them.
+
+    A container's first process is in its cgroup for a moment before it leaves the namespace of whoever starts it, so
+    only namespaces with an address in this node's pod subnets count.
+    """
+    found = set()
+    for namespace in _namespaces(replace(config, host_cgroup=None)):
+        try:
+            if run_in(namespace, lambda: _is_pods(config)):
+                found.add(run_in(namespace, netns_cookie))
+        finally:
+            os.close(namespace)
+    return found
+
+
+def _is_pods(config: EngineConfig) -> bool:
+    """Whether the thread's network namespace would send to other pods from a pod's address."""
+    for network in config.cluster_cidrs:
+        with socket.socket(socket.AF_INET if network.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((str(network[1]), 9))  # sends nothing
+            except OSError:
+                continue  # no way there
+            own = ip_address(probe.getsockname()[0])
+            if any(own in subnet for subnet in config.pod_cidrs):
+                return True
+    return False
 
 
 def _diag_socket() -> socket.socket:

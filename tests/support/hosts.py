@@ -24,6 +24,12 @@ from .netns import run as command
 
 _INIT = Path(__file__).parent / "host.sh"
 _CGROUPS = Path("/sys/fs/cgroup")
+_JOIN = """
+for file in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/unified/cgroup.procs; do
+  [ ! -e $file ] || echo $$ > $file
+done
+exec "$@"
+"""
 START_SECONDS = 20.0
 
 
@@ -36,8 +42,9 @@ class Host:
     pid: int
 
     def argv(self, *words: str) -> list[str]:
-        """A command as it is run on the host."""
-        return ["nsenter", "-t", str(self.pid), "--mount", "--pid", "--uts", "--net", "--ipc", "--cgroup", "--", *words]
+        """A command as it is run on the host: in its namespaces, and below the root of its cgroup2 hierarchy."""
+        spaces = ["--mount", "--pid", "--uts", "--net", "--ipc", "--cgroup"]
+        return ["nsenter", "-t", str(self.pid), *spaces, "--", "sh", "-c", _JOIN, "sh", *words]
 
     async def run(self, *words: str, ok: bool = True, seconds: float = 60.0) -> Ran:
         """Runs a command on the host to its end."""
