@@ -22,7 +22,7 @@ from .walk import Row, Walk, expected
 STEPS = {"nftables": 10_000, "ebpf": 10_000, "userspace": 1_000}
 """The baseline's changes go through another process, one question at a time."""
 BETWEEN_COMPARISONS = 200
-KILLS = 25
+KILLS = 20
 MANY = {"names": 100, "most": 60}
 
 
