@@ -51,9 +51,9 @@ namespace, while whoever enters that namespace from elsewhere (nsenter(1)) is se
 although programs of a cgroup and of those above it all run, and nodes that are namespaces of one host do not meet. A
 socket that is no node's business pays a comparison and a lookup.
 
-Choice: at random, where a heavier backend has more slots; or, of a consistent service, by a Maglev table in the slots,
-where the client's slot follows from its network namespace. What a slot means is settled in ebpf_plan.py, so that the
-programs know neither weights nor tables.
+In place of the nftables engine: it goes on translating packets until the first routes are in the maps, and what it had
+translated between pods is tracked until it ends (ebpf_packets.py). The other way its rules are there before the
+programs go. So changing engines under traffic fails no connection.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ from ..routes import Delta, RouteTable, ServiceRoute
 from .ebpf_kernel import NAMESPACES, SERVED, Kernel, remove_pins
 from .ebpf_ledger import Held, Ledger, Transition
 from .ebpf_maps import COUNTERS, Image, counted, delete_sets, flip, read, sweep, write_sets
+from .ebpf_packets import Packets
 from .ebpf_plan import Key, Plan, endpoints, is_address, plan, route
 from .ebpf_sockets import StaleSockets, present_namespaces, release, stale
 from .engine import Counter, EngineConfig, EngineError
 from .memory import collector_paused
-from .nftables import NftablesEngine
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
@@ -93,7 +93,7 @@ class EbpfEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._kernel = Kernel(config)
-        self._packets = NftablesEngine(config, beside_sockets=True)
+        self._packets = Packets(config)
         self._table = RouteTable()
         self._zone = ""
         self._ledger = Ledger()
@@ -105,8 +105,8 @@ class EbpfEngine:
 
     def start(self) -> None:
         """Loads and attaches the programs over the maps that are there. Raises EngineError."""
-        self._packets.start()
         with _told("start the ebpf engine"):
+            self._packets.start()
             self._kernel.start()
 
     def close(self, *, keep: bool = True) -> None:
@@ -247,7 +247,8 @@ class EbpfEngine:
             count = release(left, self._kernel.maps["flows"], self._config)
             if count:
                 _log.info("disconnected %d UDP sockets that were stuck on backends that are gone", count)
-        self._packets.tidy()
+        with _told("look at translated connections"):
+            self._packets.tidy(self._table)
 
     def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
         """Read from the maps: (service address, protocol, port, backend address, backend port), also before start()."""

@@ -129,7 +129,7 @@ TRACES = {
     # /run/netns itself is iproute2's.
     "mounts": "grep -E ' [^ ]*(kernelet|docker|netns/)' /proc/self/mounts || true",
     "cgroups": "find /sys/fs/cgroup -depth -type d -name '*kernelet*'",
-    "socket programs": "find /sys/fs/bpf -mindepth 1",
+    "socket programs": "find /sys/fs/bpf -path '*kernelet*'",
     "state": "find /var/lib/kernelet /run/kernelet /dev/shm -mindepth 1 2>/dev/null || true",
 }
 KILL_ALL = "for file in /run/kernelet/*/*.pid; do read pid rest < $file; kill -9 $pid; done"

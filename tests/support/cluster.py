@@ -140,7 +140,6 @@ class Cluster:
 
     def routed(self, node: str) -> set[str]:
         """The pod addresses that a node's kernel sends new connections of services to; none without routes."""
-
         config = EngineConfig(node, (), (), (IPv4Network("10.96.0.0/16"),), pins=PINS / pin_name(self.name, node))
 
         def read() -> set[str]:

@@ -11,6 +11,7 @@ import pytest
 from kernelet.dataplane.proxy import EngineError, choose, create_engine, make_way, programmed
 from kernelet.dataplane.proxy.ebpf import EbpfEngine
 from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.ext.nft import AF_INET, Socket, delete_flows
 
 from ..proxy.topology import Feed, service
 from .conftest import Node
@@ -84,6 +85,42 @@ def test_the_ebpf_engine_takes_over_without_a_failed_connection(
         make_way("ebpf", node.config)
         assert client.tcp(VIP, PORT) == [{"name": web2.address, "peer": [VIP, PORT]}]
         assert programmed(node.config) == "ebpf"
+    finally:
+        engine.close()
+
+
+def is_tracked(node: Node) -> bool:
+    """Whether conntrack sees what goes from pod to pod and belongs to no service."""
+    web1 = node.topology.web1
+    assert node.client().names(web1.address, 8080) == [web1.address]
+    return f"dst={web1.address}" in node.topology.node.run("cat", "/proc/net/nf_conntrack")
+
+
+def test_connections_that_packets_made_outlive_the_change_to_sockets(
+    node: Node, feed: Feed, packets: NftablesEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    feed.change(service("web", VIP, web1.backend()))
+    packets.apply(feed.snapshot())
+    client = node.client()
+    assert client.hold("old", VIP, PORT) == [web1.address, [VIP, PORT]]
+    packets.close()
+    monkeypatch.setattr("kernelet.dataplane.proxy.ebpf_packets._FLOWS_SECONDS", 0)
+    engine = node.engine()
+    try:
+        with node.topology.node.entered():
+            engine.apply(feed.snapshot())
+            engine.tidy()
+            assert client.echo("old", "still here") == "still here"
+            assert client.names(VIP) == [web1.address]
+            assert is_tracked(node)
+            with Socket() as netlink:
+                delete_flows(netlink, AF_INET, lambda flow: True)
+            engine.apply(feed.change(service("web", VIP, web2.backend())))
+            engine.tidy()
+            assert client.names(VIP) == [web2.address]
+            assert not is_tracked(node)
+            assert engine.repair() == 0
     finally:
         engine.close()
 
