@@ -8,7 +8,7 @@ from kernelet.ext.libbpf import Map
 
 from .proxy import Proxy
 
-_FOLLOWS_FROM_ROUTES = ("services", "backends", "members", "counters")
+_FOLLOWS_FROM_ROUTES = ("services", "backends", "members")
 _STAY = ("_chains", "backend_ports", "untracked")
 """Ends of the names of sets that are no service's: numbers of backends and ports that were ever needed, protocols."""
 
@@ -43,4 +43,6 @@ def _map_entries(proxy: Proxy) -> dict[str, int]:
     for name in _FOLLOWS_FROM_ROUTES:
         with Map.open(proxy.site.config.pins / "maps" / name) as item:
             found[name] = len(item.items())
+    with Map.open(proxy.site.config.pins / "maps" / "counters") as counters:
+        found["counters"] = sum(any(value) for _, value in counters.items())  # An array, whose places are given back.
     return found

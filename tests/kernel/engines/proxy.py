@@ -23,6 +23,7 @@ from ..proxy.topology import Feed, Pod, Topology
 
 VIP, VIP6, OTHER_VIP = "10.96.0.1", "fd00:96::1", "10.96.0.2"
 EXTERNAL, BALANCER, NODE_PORT = "198.51.100.7", "198.51.100.8", 30080
+EXTERNAL6 = "2001:db8:1::7"
 REFUSED, LOST = ["ECONNREFUSED"], ["timed out"]
 REFUSED_UDP = ([{"error": "ECONNREFUSED"}], [{"error": "EPERM"}])
 """What a sender of datagrams meets; the latter where its own host rejects them on the way out."""

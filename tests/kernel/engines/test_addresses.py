@@ -10,10 +10,12 @@ from support.sctp import SctpServer, raw_socket
 from kernelet.dataplane.routes import Protocol, ServicePort
 
 from ..proxy.topology import NODE_ADDRESS, NODE_ADDRESS6, OTHER_NODE_ADDRESS, OTHER_OUTSIDE_ADDRESS, Pod, service
+from .kernel import leftovers
 from .offers import row
 from .proxy import (
     BALANCER,
     EXTERNAL,
+    EXTERNAL6,
     LOST,
     NODE_PORT,
     OTHER_VIP,
@@ -190,9 +192,11 @@ def test_a_node_port_answers_the_nodes_processes_on_loopback_and_nobody_else(pro
 @row("externalIPs")
 def test_external_ips_answer_outside_clients_pods_and_the_node(proxy: Proxy) -> None:
     web1, _, far = proxy.site.pods
-    proxy.route(service("web", VIP, web1.backend(), far.backend(), external_ips=(EXTERNAL,)))
+    backends = [backend for pod in (web1, far) for backend in (pod.backend(), pod.backend6(8081))]
+    proxy.route(service("web", VIP, *backends, external_ips=(EXTERNAL, EXTERNAL6)))
     for client in (proxy.site.outside, proxy.site.pod, proxy.site.node):
-        assert tally(client, EXTERNAL).keys() == {web1.address, far.address}
+        for address in (EXTERNAL, EXTERNAL6):
+            assert tally(client, address).keys() == {web1.address, far.address}
     assert tally(proxy.site.pod, VIP).keys() == {web1.address, far.address}
 
 
@@ -323,7 +327,7 @@ def test_of_two_services_with_one_external_ip_the_first_by_name_has_it_and_the_o
             assert client.names(EXTERNAL) == [web2.address]
         assert proxy.site.pod.names("10.96.0.2") == [web2.address]
         proxy.route(removed=("b",))
-        assert not proxy.engine.restore()
+        assert leftovers(proxy) == {}
 
 
 @row("one address, two services: the first by name has it")
