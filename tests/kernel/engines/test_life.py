@@ -203,11 +203,12 @@ DAMAGES = [
 @pytest.mark.parametrize(("proxy", "damage"), DAMAGES, indirect=["proxy"], scope="module")
 async def test_what_others_change_is_repaired_within_a_second(proxy: Proxy, damage: Callable[[Proxy], None]) -> None:
     """As a node's agent does it: watching, and repairing in the engine's thread."""
-    web1, *_ = proxy.site.pods
+    site = proxy.site
+    web1, *_ = site.pods
     proxy.stop()
-    agent = ProxyAgent(proxy.name, proxy.site.config)
+    agent = ProxyAgent(proxy.name, site.config)
     route = service("web", VIP, web1.backend(), node_port=NODE_PORT, external_ips=(EXTERNAL,))
-    with proxy.site.topology.node.entered():
+    with site.topology.node.entered():
         await agent.start()
     watching = asyncio.create_task(agent.watch())
     try:
@@ -215,11 +216,7 @@ async def test_what_others_change_is_repaired_within_a_second(proxy: Proxy, dama
         await asyncio.to_thread(damage, proxy)
 
         def mended() -> bool:
-            places = (
-                (proxy.site.pod, VIP, 80),
-                (proxy.site.outside, NODE_ADDRESS, NODE_PORT),
-                (proxy.site.node, EXTERNAL, 80),
-            )
+            places = ((site.pod, VIP, 80), (site.outside, NODE_ADDRESS, NODE_PORT), (site.node, EXTERNAL, 80))
             return all(client.tcp(*place, 1, False, 0.1)[0].get("name") == web1.address for client, *place in places)
 
         await eventually(mended, 1.0)
