@@ -206,14 +206,6 @@ def test_refusals_are_counted_apart_from_connections(node: Node, engine: EbpfEng
     assert {item.service for item in engine.counters()} == {"default/web"}, "a counter that is used again begins anew"
 
 
-def test_heavier_backends_get_more_connections(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1, web2 = node.topology.web1, node.topology.web2
-    heavy, light = replace(web1.backend(), weight=9), replace(web2.backend(), weight=3)
-    engine.apply(feed.change(service("web", VIP, heavy, light)))
-    tally = Counter(node.client().names(VIP, times=400))
-    assert 60 <= tally[web2.address] <= 140  # 100 of 400, 4.6 standard deviations
-
-
 def test_a_client_of_a_consistent_service_keeps_its_backend_without_being_remembered(
     node: Node, engine: EbpfEngine, feed: Feed
 ) -> None:

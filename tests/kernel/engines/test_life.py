@@ -117,6 +117,21 @@ def test_traffic_goes_on_when_the_engines_process_is_killed(proxy: Proxy) -> Non
 
 
 @row("connections outlive the engine, and new ones are made without it")
+def test_clients_stay_with_their_backends_across_a_restart(proxy: Proxy) -> None:
+    """That nine clients and services all choose the same of three backends again has a chance of 3 ** -9."""
+    backends = [pod.backend() for pod in proxy.site.pods]
+    services = {f"s{number}": f"10.96.0.{number}" for number in range(1, 10)}
+    for name, address in services.items():
+        proxy.route(service(name, address, *backends, affinity_seconds=600))
+    first = [proxy.site.pod.names(address) for address in services.values()]
+    proxy.stop()
+    proxy.start()
+    assert [proxy.site.pod.names(address) for address in services.values()] == first
+    proxy.apply(proxy.feed.snapshot())
+    assert [proxy.site.pod.names(address) for address in services.values()] == first
+
+
+@row("connections outlive the engine, and new ones are made without it")
 def test_what_a_killed_engine_has_left_is_found_by_the_next(proxy: Proxy) -> None:
     web1, web2, _ = proxy.site.pods
     proxy.stop()
