@@ -250,7 +250,8 @@ class UserspaceEngine:
 
     def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
         """The service addresses that the kernel redirects, and the backends of the listener that each leads to."""
-        by_port = {shown.port: shown.backends for shown in self._shown().values()}
+        # Of two families, or of TCP and UDP, both may listen on a port of the same number.
+        listening = {(shown.family, shown.tcp, shown.port): shown.backends for shown in self._shown().values()}
         found = set()
         for (family, name), items in self._kernel().items():
             if name != SERVICES:
@@ -258,7 +259,8 @@ class UserspaceEngine:
             size = family.length
             for key, data in items.items():
                 assert isinstance(data, bytes)
-                for address, port in by_port.get(int.from_bytes(data[:2], "big"), ()):
+                place = (family.number, key[size] == Protocol.TCP, int.from_bytes(data[:2], "big"))
+                for address, port in listening.get(place, ()):
                     service_port = int.from_bytes(key[size + 4 : size + 6], "big")
                     found.add((key[:size], key[size], service_port, ip_address(address).packed, port))
         return frozenset(found)

@@ -280,7 +280,7 @@ class TcpListener:
     """Takes the connections of one frontend."""
 
     def __init__(self, poll: Poll, family: socket.AddressFamily, chooser: Chooser) -> None:
-        self._poll, self.chooser = poll, chooser
+        self._poll, self.family, self.chooser = poll, family, chooser
         self.connections = 0
         self._sock = _bound(family, socket.SOCK_STREAM)
         # Accepted sockets inherit both.

@@ -11,11 +11,13 @@ import socket
 import time
 from collections import Counter
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
 from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.userspace import UserspaceEngine
+from kernelet.dataplane.routes import Protocol
 
 from ..proxy.topology import CONFIG, Feed, Topology, service
 
@@ -169,3 +171,25 @@ def test_refused_routes_leave_the_version_before(topology: Topology, engine: Use
     with topology.node.entered():
         engine.repair()
     assert engine.restore() == held
+
+
+def test_listeners_of_one_port_number_are_told_apart_when_routes_are_read_back(
+    topology: Topology, engine: UserspaceEngine, feed: Feed
+) -> None:
+    """A few hundred listeners of each family and protocol: by chance some have the same port's number."""
+    backends = {4: topology.web1.backend(), 16: topology.web1.backend6(8081)}
+    expected, services = set(), []
+    for number in range(400):
+        four, six = (ip_address(network) + number for network in ("10.96.4.0", "fd00:96::4:0"))
+        route = service(f"s{number}", str(four), *backends.values())
+        ports = tuple(replace(route.ports[0], protocol=protocol) for protocol in (Protocol.TCP, Protocol.UDP))
+        services.append(replace(route, cluster_ips=(four.packed, six.packed), ports=ports))
+        expected |= {
+            (address.packed, protocol, 80, backend.address, backend.port)
+            for address in (four, six)
+            for protocol in (Protocol.TCP, Protocol.UDP)
+            for length, backend in backends.items()
+            if length == len(address.packed)
+        }
+    engine.apply(feed.change(*services))
+    assert engine.restore() == expected
