@@ -5,12 +5,14 @@ Pure data: nothing in here touches the kernel.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter as Tally
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from math import gcd
+from operator import attrgetter
 from typing import NamedTuple
 
 from kernelet.ext.nft import Batch, ElementError
@@ -85,12 +87,20 @@ class Plan:
     """Where its backends listen, as elements of `backend_ports`: what packets between pods are tracked for."""
 
 
+class _Ports(dict[int, bytes]):
+    """Ports as elements have them, each made once: a cold start asks for one per backend."""
+
+    def __missing__(self, port: int) -> bytes:
+        made = self[port] = port.to_bytes(2, "big") + b"\0\0"
+        return made
+
+
+_PORTS = _Ports()
+_port, _weight = attrgetter("port"), attrgetter("weight")
+
+
 def port_key(protocol: Protocol, port: int) -> bytes:
-    return _PROTOCOLS[protocol] + port.to_bytes(2, "big") + b"\0\0"
-
-
-def backend_data(backend: Backend) -> bytes:
-    return backend.address + backend.port.to_bytes(2, "big") + b"\0\0"
+    return _PROTOCOLS[protocol] + _PORTS[port]
 
 
 def plan(
@@ -141,19 +151,17 @@ def _plan_view(made: Plan, family: Family, view: View) -> None:
     if view.internal is not view.everyone:
         internal = Target(slots(view.internal), NONE, view.affinity_seconds)
     _plan_external(made, services, nodeports, view, everyone)
-    targets = [everyone, internal]
     if view.outsiders is not None:
         outside = Target(slots(view.outsiders), DROP if view.everyone else NONE, view.affinity_seconds)
         _plan_external(made, local_services, local_nodeports, view, outside)
-        targets.append(outside)
     for address in view.cluster_ips:
         made.frontends[services, address + ports] = internal
     if not made.frontends:
         return
     made.local.update((family, backend.address) for backend in view.here)
-    head = _PROTOCOLS[view.protocol]
-    for data in {data[-4:] for target in targets for data in target.backends}:
-        made.ports.add((family, head + data))
+    groups = {id(group): group for group in (view.everyone, view.internal, view.outsiders or ())}
+    for port in {port for group in groups.values() for port in map(_port, group)}:
+        made.ports.add((family, port_key(view.protocol, port)))
 
 
 def _plan_external(made: Plan, services: Kind, nodeports: Kind, view: View, target: Target) -> None:
@@ -172,10 +180,12 @@ def _plan_external(made: Plan, services: Kind, nodeports: Kind, view: View, targ
 
 def slots(backends: Collection[Backend]) -> Sequence[bytes]:
     """Each backend as element data, as often as its weight among the others' asks for. Raises ValueError."""
-    if all(backend.weight == 1 for backend in backends):
-        found: Sequence[bytes] = tuple(dict.fromkeys(map(backend_data, backends)))
+    data = [backend.address + _PORTS[backend.port] for backend in backends]
+    weights = [*map(_weight, backends)]
+    if weights.count(1) == len(weights):
+        found: Sequence[bytes] = tuple(dict.fromkeys(data))
     else:
-        found = _weighted({backend_data(backend): backend.weight for backend in backends})
+        found = _weighted(dict(zip(data, weights, strict=True)))
     if len(found) > MOST_SLOTS:
         raise ValueError(f"a port has {len(found)} backends and can have {MOST_SLOTS}; use several services")
     return found
@@ -238,6 +248,11 @@ def hold(target: Target, old: Sequence[bytes]) -> Held:
 
 def slot_key(key: bytes, slot: int) -> bytes:
     return key + (_SLOTS[slot] if slot < len(_SLOTS) else slot.to_bytes(4, sys.byteorder))
+
+
+def slot_suffixes() -> Iterator[bytes]:
+    """What the keys of slots 0, 1, 2 and so on end with."""
+    return itertools.chain(_SLOTS, (slot.to_bytes(4, sys.byteorder) for slot in itertools.count(len(_SLOTS))))
 
 
 def elements(frontend: Frontend, held: Held) -> Iterator[tuple[Place, bytes, Value]]:

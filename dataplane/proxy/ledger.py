@@ -9,9 +9,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .elements import Edits, Elements, Frontend, Held, Place, Plan, Target, Value, hold, slot_key, special_elements
+from .elements import (
+    Edits,
+    Elements,
+    Frontend,
+    Held,
+    Place,
+    Plan,
+    Target,
+    Value,
+    hold,
+    slot_key,
+    slot_suffixes,
+    special_elements,
+)
 from .ruleset import HAIRPIN, Family
 from .untracked import BACKEND_PORTS
+
+_NOTHING: dict[bytes, Value] = {}
 
 
 @dataclass(slots=True)
@@ -139,9 +154,12 @@ def whole(plans: Mapping[str, Plan], kernel: Elements, ports: Iterable[tuple[Fam
 def kernel_slots(kernel: Elements, frontend: Frontend) -> list[bytes]:
     """The backends that a frontend has in the kernel, by slot, up to the first slot that is missing."""
     kind, key = frontend
-    backends = kernel.get((kind.family, kind.backends))
+    find = kernel.get((kind.family, kind.backends), _NOTHING).get
     found: list[bytes] = []
-    while backends and isinstance(data := backends.get(slot_key(key, len(found))), bytes):
+    for slot in slot_suffixes():
+        data = find(key + slot)
+        if not isinstance(data, bytes):
+            break
         found.append(data)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -402,3 +403,51 @@ def dense(held: dict[tuple[int, str], dict[bytes, bytes | str | None]]) -> bool:
         if ids.keys() != sticky or held[kind.family.number, kind.backends].keys() != slots | named:
             return False
     return True
+
+
+WRITER = """
+import sys
+from ipaddress import ip_network
+from kernelet.dataplane.proxy import EngineConfig, create_engine
+from kernelet.dataplane.routes import *
+
+def routed(number):
+    backends = tuple(Backend(bytes((10, 244, 7, last)), int(sys.argv[1])) for last in range(1, 11))
+    address = bytes((10, 96, number >> 8, number & 255))
+    return ServiceRoute(f"default/s{number}", (address,), (ServicePort("main", Protocol.TCP, 80, 0, backends),))
+
+engine = create_engine("nftables", EngineConfig("here", (), (ip_network("10.244.0.0/16"),), ()))
+engine.start()
+services = [routed(number) for number in range(300)]
+print("writing", flush=True)
+engine.apply(Delta("g", 1, 0, services))
+print("written", flush=True)
+"""
+
+
+def test_an_engine_killed_while_it_writes_leaves_all_of_the_old_routes_or_all_of_the_new(
+    topology: Topology, engine: NftablesEngine
+) -> None:
+    def write(port: int, kill_after: float | None = None) -> float:
+        """Replaces all backends in a process that is killed after so many seconds; how long it wrote otherwise."""
+        command = ["ip", "netns", "exec", topology.node.name, sys.executable, "-c", WRITER, str(port)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "writing\n"
+            begin = time.monotonic()
+            if kill_after is not None:
+                time.sleep(kill_after)  # the point at which it dies, not a wait for anything
+                process.kill()
+            else:
+                assert process.stdout.readline() == "written\n"
+            return time.monotonic() - begin
+
+    seconds = write(80)
+    old = engine.restore()
+    assert len(old) == 3000
+    for step in range(8):
+        write(81, kill_after=seconds * step / 8)
+        assert {port for *_, port in engine.restore()} in ({80}, {81})
+        assert len(engine.restore()) == 3000
+        write(80)
+        assert engine.restore() == old
