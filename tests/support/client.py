@@ -1,6 +1,7 @@
 """A process that the tests put into a cgroup and a network namespace; it does what it is told, a line at a time.
 
-Each line on stdin is a JSON list, a function's name and its arguments; each answer is one JSON value.
+Each line on stdin is a JSON list, a function's name and its arguments; each answer is one JSON value;
+{"raised": ...} says what went wrong where a function expects success.
 """
 
 from __future__ import annotations
@@ -157,4 +158,8 @@ _FUNCTIONS = {
 if __name__ == "__main__":
     for line in sys.stdin:
         function, *arguments = json.loads(line)
-        print(json.dumps(_FUNCTIONS[function](*arguments)), flush=True)
+        try:
+            answer = _FUNCTIONS[function](*arguments)
+        except OSError as error:
+            answer = {"raised": f"{function}{tuple(arguments)}: {error}"}
+        print(json.dumps(answer), flush=True)

@@ -36,7 +36,9 @@ class Client:
             assert self._process.stdin and self._process.stdout
             self._process.stdin.write(json.dumps([function, *arguments]) + "\n")
             self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
+            answer = json.loads(self._process.stdout.readline())
+            assert not isinstance(answer, dict) or "raised" not in answer, answer
+            return answer
 
         return call
 
