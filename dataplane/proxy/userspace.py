@@ -15,7 +15,8 @@ two sockets a connection, a listener a service port. What it cannot do, by its n
 
 As good as such a design gets in Python: one thread on epoll in a process of its own, edge-triggered, no buffer a
 connection, two calls a message (userspace_relay.py). The rules are maps as in the nftables engine, so that packets find
-their listener by one lookup, where the original went through a list of iptables rules.
+their listener by one lookup, where the original went through a list of iptables rules. Heavier backends have more
+turns. Who may use a balancer's address is decided before the redirection, while the client's address is still known.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from .elements import Elements, Frontend, Held, Plan, differences, plan
 from .engine import Counter, EngineConfig, EngineError
 from .ledger import Ledger, Transition
 from .ruleset import KINDS, NONE, SERVICES, TABLE, Nft, families
-from .userspace_ruleset import REFUSED, add_maps, refusal, text
+from .userspace_ruleset import GUARDED, REFUSED, add_maps, names, refusal, text
 from .userspace_worker import Open, Prepare, Refused, Show, Shown, Switch
 from .watch import ForeignChanges
 
@@ -249,7 +250,8 @@ class UserspaceEngine:
 
     def restore(self) -> frozenset[tuple[bytes, int, int, bytes, int]]:
         """The service addresses that the kernel redirects, and the backends of the listener that each leads to."""
-        by_port = {shown.port: shown.backends for shown in self._shown().values()}
+        # Of two families, or of TCP and UDP, both may listen on a port of the same number.
+        listening = {(shown.family, shown.tcp, shown.port): shown.backends for shown in self._shown().values()}
         found = set()
         for (family, name), items in self._kernel().items():
             if name != SERVICES:
@@ -257,7 +259,8 @@ class UserspaceEngine:
             size = family.length
             for key, data in items.items():
                 assert isinstance(data, bytes)
-                for address, port in by_port.get(int.from_bytes(data[:2], "big"), ()):
+                place = (family.number, key[size] == Protocol.TCP, int.from_bytes(data[:2], "big"))
+                for address, port in listening.get(place, ()):
                     service_port = int.from_bytes(key[size + 4 : size + 6], "big")
                     found.add((key[:size], key[size], service_port, ip_address(address).packed, port))
         return frozenset(found)
@@ -304,7 +307,7 @@ class UserspaceEngine:
         found: Elements = {}
         for family in self._families:
             for kind in KINDS[family]:
-                for name in (kind.frontends, kind.frontends + REFUSED):
+                for name in names(kind):
                     items = _started(self._socket).elements(TABLE, family.number, name)
                     if items:
                         found[family, name] = dict(items)
@@ -428,4 +431,9 @@ def _elements(frontends: Mapping[Frontend, Held | None], listeners: Mapping[Fron
         else:
             verdict = refusal(NONE if held.slots else held.number)
             found.setdefault((kind.family, kind.frontends + REFUSED), {})[key] = verdict
+        if held.sources:
+            found.setdefault((kind.family, kind.frontends + GUARDED), {})[key] = None
+        for source in held.sources:
+            size = kind.family.length
+            found.setdefault((kind.family, kind.sources), {})[key + source[:size] + key + source[size:]] = None
     return found

@@ -16,8 +16,10 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 _log = logging.getLogger(__name__)
 _BUFFER = memoryview(bytearray(256 * 1024))
@@ -32,6 +34,7 @@ _ABORT = struct.pack("ii", 1, 0)
 _IP_PKTINFO = 8
 """ip(7); Python's socket module does not have it."""
 Handler = Callable[[int], None]
+Address = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -73,34 +76,50 @@ class Poll:
 class Chooser:
     """Round robin over the backends of one frontend, with session affinity by client address where wanted."""
 
-    def __init__(self, backends: tuple[tuple[str, int], ...], affinity_seconds: int) -> None:
+    def __init__(self, backends: tuple[Address, ...], affinity_seconds: int) -> None:
         self.set(backends, affinity_seconds)
-        self._remembered: dict[str, tuple[tuple[str, int], float]] = {}
+        self._remembered: dict[str, tuple[Address, float]] = {}
 
-    def set(self, backends: tuple[tuple[str, int], ...], affinity_seconds: int) -> None:
-        """Takes other backends; a client whose backend stays keeps it."""
+    def set(self, backends: tuple[Address, ...], affinity_seconds: int) -> None:
+        """Takes other backends, each as often as its weight asks for; a client whose backend stays keeps it."""
         self.backends = backends
         self._affinity = affinity_seconds
-        self._turn = itertools.cycle(backends)
+        self._turn = itertools.cycle(_interleaved(backends))
 
-    def next(self, client: str, tried: int = 0) -> tuple[str, int] | None:
-        """A backend for a new connection; None where there is none. `tried`: attempts that failed before."""
+    def next(self, client: str, failed: Collection[Address] = ()) -> Address | None:
+        """A backend for a new connection; None where there is none. `failed`: those that did not take it."""
         if not self.backends:
             return None
         if not self._affinity:
-            return next(self._turn)
+            return self._next_but(failed)
         now = time.monotonic()
         backend, used = self._remembered.get(client, (None, 0.0))
-        if backend is None or tried or used + self._affinity <= now or backend not in self.backends:
-            backend = next(self._turn)
+        if backend is None or failed or used + self._affinity <= now or backend not in self.backends:
+            backend = self._next_but(failed)
         self._remembered[client] = (backend, now)
         return backend
+
+    def _next_but(self, failed: Collection[Address]) -> Address:
+        """Whose turn it is; one that has failed only where all have."""
+        for _ in self.backends if failed else ():
+            backend = next(self._turn)
+            if backend not in failed:
+                return backend
+        return next(self._turn)
 
     def forget(self) -> None:
         """Drops clients whose time is over."""
         oldest = time.monotonic() - self._affinity
         for client in [client for client, (_, used) in self._remembered.items() if used <= oldest]:
             del self._remembered[client]
+
+
+def _interleaved(backends: Collection[Address]) -> list[Address]:
+    """The same, with the repetitions of each spread over the whole."""
+    places: list[tuple[float, Address]] = []
+    for backend, count in Counter(backends).items():
+        places.extend(((index + 0.5) / count, backend) for index in range(count))
+    return [backend for _, backend in sorted(places, key=itemgetter(0))]
 
 
 class End:
@@ -202,21 +221,21 @@ class End:
 class Dial:
     """A client that waits for a backend to take its connection."""
 
-    __slots__ = ("_address", "_chooser", "_client", "_poll", "_sock", "_tried")
+    __slots__ = ("_address", "_chooser", "_client", "_failed", "_poll", "_sock")
 
     def __init__(self, poll: Poll, chooser: Chooser, client: socket.socket, address: str) -> None:
         self._poll, self._chooser, self._client, self._address = poll, chooser, client, address
-        self._tried = 0
+        self._failed: list[Address] = []
         self._sock: socket.socket | None = None
         self._next()
 
     def _next(self) -> None:
         """Tries one backend after the other; a client whom none takes is reset."""
-        while self._tried < len(DIAL_SECONDS):
-            backend = self._chooser.next(self._address, self._tried)
+        for seconds in DIAL_SECONDS[len(self._failed) :]:
+            backend = self._chooser.next(self._address, self._failed)
             if backend is None:
                 break
-            self._tried += 1
+            self._failed.append(backend)  # Until it has taken the connection.
             try:
                 sock = socket.socket(self._client.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             except OSError as error:
@@ -225,7 +244,7 @@ class Dial:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sock.connect_ex(backend) in (0, errno.EINPROGRESS):
                 self._sock = sock
-                self._poll.dialing[self] = time.monotonic() + DIAL_SECONDS[self._tried - 1]
+                self._poll.dialing[self] = time.monotonic() + seconds
                 self._poll.add(sock, self._handle, _BOTH)
                 return
             sock.close()
@@ -261,7 +280,7 @@ class TcpListener:
     """Takes the connections of one frontend."""
 
     def __init__(self, poll: Poll, family: socket.AddressFamily, chooser: Chooser) -> None:
-        self._poll, self.chooser = poll, chooser
+        self._poll, self.family, self.chooser = poll, family, chooser
         self.connections = 0
         self._sock = _bound(family, socket.SOCK_STREAM)
         # Accepted sockets inherit both.
@@ -301,8 +320,8 @@ class UdpSession:
     def __init__(
         self,
         listener: UdpListener,
-        client: tuple[str, int],
-        backend: tuple[str, int],
+        client: Address,
+        backend: Address,
         local: list[tuple[int, int, bytes]],
     ) -> None:
         self.listener, self.client, self.backend, self._from = listener, client, backend, local
@@ -343,7 +362,7 @@ class UdpListener:
     def __init__(self, poll: Poll, family: socket.AddressFamily, chooser: Chooser) -> None:
         self.poll, self.family, self.chooser = poll, family, chooser
         self.connections = 0
-        self.sessions: dict[tuple[str, int], UdpSession] = {}
+        self.sessions: dict[Address, UdpSession] = {}
         self._sock = _bound(family, socket.SOCK_DGRAM)
         # Answers must come from the address that was asked, which a node with several has to be told.
         if family == socket.AF_INET6:
@@ -376,7 +395,7 @@ class UdpListener:
             self.connections += 1
         session.send(_BUFFER[:count])
 
-    def reply(self, data: memoryview, source: list[tuple[int, int, bytes]], client: tuple[str, int]) -> None:
+    def reply(self, data: memoryview, source: list[tuple[int, int, bytes]], client: Address) -> None:
         self._sock.sendmsg([data], source, 0, client)
 
     def changed(self) -> None:

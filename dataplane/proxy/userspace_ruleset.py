@@ -9,6 +9,8 @@ from .ruleset import KINDS, NONE, REJECT, TABLE, Family, Kind, concatenation, ke
 
 REFUSED = "_refused"
 """`<frontends>_refused` says what happens to a frontend without backends."""
+GUARDED = "_guarded"
+"""`<frontends>_guarded` has the frontends that only the clients in the set of sources may use."""
 PORT_TYPE = (13, 2)
 """inet_service, unpadded: a map's data of one field is as long as the field."""
 
@@ -23,13 +25,28 @@ def add_maps(batch: Batch, family: Family) -> None:
         key = concatenation(key_fields(kind))
         batch.add_set(TABLE, family.number, kind.frontends, *key, *PORT_TYPE)
         batch.add_set(TABLE, family.number, kind.frontends + REFUSED, *key, "verdict")
+        if kind.addressed:
+            ranges = (family.length, 1, 2, family.length)
+            sources = concatenation([*key_fields(kind), key_fields(kind)[0]])
+            batch.add_set(TABLE, family.number, kind.frontends + GUARDED, *key)
+            batch.add_set(TABLE, family.number, kind.sources, *sources, ranges=ranges)
 
 
-def _dispatch(kind: Kind) -> str:
-    """The rules for one sort of frontend, each beginning with what `{}` is replaced by."""
+def names(kind: Kind) -> tuple[str, ...]:
+    """The maps and sets of one sort of frontend."""
+    guard = (kind.frontends + GUARDED, kind.sources) if kind.addressed else ()
+    return (kind.frontends, kind.frontends + REFUSED, *guard)
+
+
+def _dispatch(kind: Kind, where: str) -> str:
+    """The rules for one sort of frontend, each of which begins with `where`."""
+    guard = ""
+    if kind.addressed:
+        client = f"{kind.key} . {kind.family.name} saddr"
+        guard = f"    {where}{kind.key} @{kind.frontends}{GUARDED} {client} != @{kind.sources} drop\n"
     return (
-        f"    {{}}meta l4proto {{{{ tcp, udp }}}} redirect to : {kind.key} map @{kind.frontends}\n"
-        f"    {{}}{kind.key} vmap @{kind.frontends}{REFUSED}\n"
+        f"{guard}    {where}meta l4proto {{ tcp, udp }} redirect to : {kind.key} map @{kind.frontends}\n"
+        f"    {where}{kind.key} vmap @{kind.frontends}{REFUSED}\n"
     )
 
 
@@ -42,8 +59,8 @@ def text(family: Family, config: EngineConfig) -> str:
     here = "fib daddr type local "
     unknown = f"    {ip} daddr {services} goto {REJECT}\n" if services else ""
     loopback = "" if ip == "ip" else f"{ip} daddr != {family.loopback} "
-    for_everyone = f"{_dispatch(everyone).format('', '')}{_dispatch(node).format(*[here + loopback] * 2)}{unknown}"
-    first = f"{_dispatch(local).format(*[outside] * 2)}{_dispatch(local_node).format(*[outside + here] * 2)}"
+    for_everyone = f"{_dispatch(everyone, '')}{_dispatch(node, here + loopback)}{unknown}"
+    first = f"{_dispatch(local, outside)}{_dispatch(local_node, outside + here)}"
     table = f"table {ip} {TABLE}"
     return f"""flush {table}
 {table} {{

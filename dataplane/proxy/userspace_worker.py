@@ -60,6 +60,8 @@ class Show:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
+    family: int
+    tcp: bool
     port: int
     backends: Backends
     connections: int
@@ -87,7 +89,13 @@ class Worker:
                 return self._switch(message)
             case Show():
                 return {
-                    number: Shown(listener.port, listener.chooser.backends, listener.connections)
+                    number: Shown(
+                        listener.family,
+                        isinstance(listener, TcpListener),
+                        listener.port,
+                        listener.chooser.backends,
+                        listener.connections,
+                    )
                     for number, listener in self._listeners.items()
                 }
         return Refused(f"a message of an unknown kind: {message!r}")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 from support.netns import Lab
+
+from kernelet.dataplane.proxy.ebpf_kernel import BPFFS
+from kernelet.ext.libbpf import mount_bpffs
+
+from .proxy.topology import Feed, Topology, serving
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +22,24 @@ def lab() -> Iterator[Lab]:
         pytest.skip("needs root to make network namespaces")
     with Lab() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def topology(lab: Lab) -> Topology:
+    return serving(lab)
+
+
+@pytest.fixture
+def feed() -> Feed:
+    return Feed()
+
+
+@pytest.fixture(scope="session")
+def bpffs() -> Iterator[None]:
+    """Mounted; unmounted afterwards if it was not there before."""
+    mounted = mount_bpffs(BPFFS)
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(BPFFS)], check=True, timeout=60)

@@ -3,60 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import secrets
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.netns import Lab, Namespace
+from support.clients import Client
+from support.netns import Namespace
 
 from kernelet.dataplane.proxy import EngineConfig, create_engine
 from kernelet.dataplane.proxy.ebpf import EbpfEngine
-from kernelet.dataplane.proxy.ebpf_kernel import BPFFS, cgroup_root
-from kernelet.ext.libbpf import mount_bpffs
+from kernelet.dataplane.proxy.ebpf_kernel import cgroup_root
 
-from ..proxy.topology import CONFIG, Feed, Topology
-
-
-class Client:
-    """A process in a cgroup and a namespace; `client.tcp(...)` calls the function of that name in client.py."""
-
-    def __init__(self, namespace: Namespace, cgroup: Path | None) -> None:
-        with namespace.entered():
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(Path(__file__).with_name("client.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        if cgroup is not None:
-            (cgroup / "cgroup.procs").write_text(str(self._process.pid))
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def __getattr__(self, function: str) -> Callable[..., Any]:
-        def call(*arguments: object) -> Any:
-            assert self._process.stdin and self._process.stdout
-            self._process.stdin.write(json.dumps([function, *arguments]) + "\n")
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
-
-        return call
-
-    def names(self, address: str, port: int = 80, times: int = 1) -> list[str]:
-        return [answer.get("name", answer.get("error")) for answer in self.tcp(address, port, times)]
-
-    def close(self) -> None:
-        with self._process:
-            self._process.kill()
+from ..proxy.topology import Topology, own_cgroup
 
 
 @dataclass
@@ -103,37 +63,9 @@ class Node:
         return made
 
 
-@pytest.fixture(scope="module")
-def topology(lab: Lab) -> Topology:
-    """Pods that serve TCP and UDP on 8080, IPv4 and IPv6, and answer with their IPv4 address."""
-    made = Topology(lab)
-    for pod in (made.web1, made.web2, made.far):
-        made.servers[pod.address] = pod.serve()
-        pod.serve_udp()
-        pod.namespace.serve("::", 8081, pod.address)
-        pod.namespace.serve("::", 8082, pod.address, socket.SOCK_DGRAM)
-    return made
-
-
-@pytest.fixture(scope="session")
-def bpffs() -> Iterator[None]:
-    """Mounted; unmounted afterwards if it was not there before."""
-    mounted = mount_bpffs(BPFFS)
-    try:
-        yield
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(BPFFS)], check=True, timeout=60)
-
-
 @pytest.fixture
 def node(topology: Topology, bpffs: None) -> Iterator[Node]:
-    name = f"kl-test-{secrets.token_hex(4)}"
-    cgroup = cgroup_root() / name
-    config = replace(CONFIG, cgroups=(cgroup,), host_cgroup=cgroup_root(), pins=BPFFS / "kernelet" / name)
-    with contextlib.ExitStack() as stack:
-        cgroup.mkdir()
-        stack.callback(_remove_cgroup, cgroup)
+    with own_cgroup() as config, contextlib.ExitStack() as stack:
         with topology.node.entered():
             remover = EbpfEngine(config)
         stack.callback(_remove_engine, topology.node, remover)
@@ -157,8 +89,3 @@ def engine(node: Node) -> Iterator[EbpfEngine]:
         yield made
     finally:
         made.close()
-
-
-@pytest.fixture
-def feed() -> Feed:
-    return Feed()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import Counter
 from dataclasses import replace
 
 from kernelet.dataplane.proxy.ebpf import EbpfEngine
 from kernelet.dataplane.proxy.ebpf_kernel import serve_namespace
-from kernelet.dataplane.routes import BackendFlag, Delta, Protocol, ServiceRoute
+from kernelet.dataplane.routes import Delta, Protocol, ServiceRoute
 from kernelet.ext.bpf import AFFINITY
 from kernelet.ext.libbpf import Map
 
@@ -83,86 +82,8 @@ def test_an_unconnected_socket_stays_with_its_backend_until_the_service_changes(
     assert {answer["name"] for answer in client.udp(VIP, PORT, 5, False, "kept")} == {far.address}
 
 
-def test_one_socket_can_talk_to_several_services(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1, web2 = node.topology.web1, node.topology.web2
-    other = "10.96.0.2"
-    engine.apply(feed.change(service("one", VIP, web1.backend(), protocol=Protocol.UDP)))
-    engine.apply(feed.change(service("two", other, web2.backend(), protocol=Protocol.UDP)))
-    client = node.client()
-    for _ in range(5):
-        [one] = client.udp(VIP, PORT, 1, False, "kept")
-        [two] = client.udp(other, PORT, 1, False, "kept")
-        assert (one["name"], one["source"]) == (web1.address, [VIP, PORT])
-        assert (two["name"], two["source"]) == (web2.address, [other, PORT])
-
-
-def test_new_connections_follow_endpoints_that_come_and_go_and_old_ones_stay(
-    node: Node, engine: EbpfEngine, feed: Feed
-) -> None:
-    web1, web2 = node.topology.web1, node.topology.web2
-    client = node.client()
-    engine.apply(feed.change(service("web", VIP, web1.backend())))
-    assert client.hold("old", VIP, PORT) == [web1.address, [VIP, PORT]]
-    engine.apply(feed.change(service("web", VIP, web1.backend(), web2.backend())))
-    assert set(client.names(VIP, times=40)) == {web1.address, web2.address}
-    engine.apply(feed.change(service("web", VIP, web2.backend())))
-    assert set(client.names(VIP, times=40)) == {web2.address}
-    assert client.echo("old", "still here") == "still here"
-
-
-def test_a_service_without_endpoints_refuses_at_once(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    engine.apply(feed.change(service("web", VIP)))
-    engine.apply(feed.change(service("dns", VIP, protocol=Protocol.UDP)))
-    engine.apply(feed.change(service("six", VIP6)))
-    client = node.client()
-    for vip in (VIP, VIP6):
-        [answer] = client.tcp(vip, PORT)
-        assert answer["error"] == "ECONNREFUSED"
-        assert answer["seconds"] < 0.1
-    assert client.udp(VIP, PORT) == [{"error": "ECONNREFUSED"}]
-
-
-def test_terminating_endpoints_serve_when_nothing_else_does(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    dying = BackendFlag.SERVING | BackendFlag.TERMINATING
-    web1, web2 = node.topology.web1, node.topology.web2
-    engine.apply(feed.change(service("web", VIP, web1.backend(), web2.backend(flags=dying))))
-    client = node.client()
-    assert set(client.names(VIP, times=20)) == {web1.address}
-    engine.apply(feed.change(service("web", VIP, web2.backend(flags=dying))))
-    assert client.names(VIP) == [web2.address]
-
-
-def test_internal_traffic_policy_local_stays_on_the_node(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1, far = node.topology.web1, node.topology.far
-    engine.apply(feed.change(service("web", VIP, web1.backend(), far.backend(), internal_local=True)))
-    client = node.client()
-    assert set(client.names(VIP, times=20)) == {web1.address}
-    engine.apply(feed.change(service("web", VIP, far.backend(), internal_local=True)))
-    assert client.names(VIP) == ["ECONNREFUSED"]
-
-
-def test_a_pod_reaches_itself_through_its_service(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1 = node.topology.web1
-    engine.apply(feed.change(service("web", VIP, web1.backend())))
-    assert node.client(web1.namespace).names(VIP) == [web1.address]
-
-
 def with_affinity(made: ServiceRoute, seconds: int) -> ServiceRoute:
     return replace(made, affinity_seconds=seconds)
-
-
-def test_affinity_keeps_a_client_with_its_backend_for_its_time(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1, web2, far = (pod.backend() for pod in (node.topology.web1, node.topology.web2, node.topology.far))
-    engine.apply(feed.change(with_affinity(service("web", VIP, web1, web2), 600)))
-    client = node.client()
-    [first] = set(client.names(VIP, times=30))
-    kept = next(b for b in (web1, web2) if socket.inet_ntoa(b.address) == first)
-    engine.apply(feed.change(with_affinity(service("web", VIP, kept, far), 600)))
-    assert set(client.names(VIP, times=30)) == {first}, "the backend is still there, so it is kept"
-    engine.apply(feed.change(with_affinity(service("web", VIP, far), 600)))
-    assert set(client.names(VIP, times=5)) == {node.topology.far.address}
-    engine.apply(feed.change(service("web", VIP, web1, web2, far)))
-    assert len(set(client.names(VIP, times=60))) == 3
 
 
 def test_affinity_is_each_pods_own(node: Node, engine: EbpfEngine, feed: Feed) -> None:
@@ -283,14 +204,6 @@ def test_refusals_are_counted_apart_from_connections(node: Node, engine: EbpfEng
     engine.apply(feed.change(removed=("none",)))
     engine.apply(feed.change(service("fresh", "10.96.0.3", web1.backend())))
     assert {item.service for item in engine.counters()} == {"default/web"}, "a counter that is used again begins anew"
-
-
-def test_heavier_backends_get_more_connections(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1, web2 = node.topology.web1, node.topology.web2
-    heavy, light = replace(web1.backend(), weight=9), replace(web2.backend(), weight=3)
-    engine.apply(feed.change(service("web", VIP, heavy, light)))
-    tally = Counter(node.client().names(VIP, times=400))
-    assert 60 <= tally[web2.address] <= 140  # 100 of 400, 4.6 standard deviations
 
 
 def test_a_client_of_a_consistent_service_keeps_its_backend_without_being_remembered(

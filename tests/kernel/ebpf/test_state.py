@@ -7,19 +7,16 @@ import errno
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from kernelet.dataplane.proxy import EngineError
 from kernelet.dataplane.proxy.ebpf import EbpfEngine
 from kernelet.dataplane.proxy.ebpf_kernel import cgroup_root, obstacle
-from kernelet.dataplane.routes import Backend, Delta, Protocol, ServicePort, ServiceRoute
+from kernelet.dataplane.routes import Backend, Delta, ServiceRoute
 from kernelet.ext.bpf import BACKEND_KEY, ENDPOINT, SERVICE, SERVICE_KEY
 from kernelet.ext.libbpf import BpfError, Link, Map
 
@@ -97,22 +94,6 @@ def test_a_restarted_engine_finds_nothing_to_write(node: Node, engine: EbpfEngin
         second.close()
 
 
-def test_traffic_goes_on_when_the_process_is_killed(node: Node, feed: Feed) -> None:
-    web1 = node.topology.web1
-    child = os.fork()
-    if not child:  # the agent, which gets no chance to clean up
-        try:
-            made = node.engine()
-            made.apply(feed.change(service("web", VIP, web1.backend())))
-            os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    client = node.client()
-    assert client.tcp(VIP, PORT) == [{"name": web1.address, "peer": [VIP, PORT]}]
-
-
 def test_an_upgrade_replaces_the_programs_under_traffic(node: Node, engine: EbpfEngine, feed: Feed) -> None:
     web1 = node.topology.web1
     engine.apply(feed.change(service("web", VIP, web1.backend())))
@@ -156,20 +137,6 @@ def test_maps_grow_under_traffic(node: Node, engine: EbpfEngine, feed: Feed) -> 
     assert set(client.names(VIP, times=20)) == {web1.address}
     assert client.echo("old", "hello") == "hello"
     assert engine.restore() == routes(*feed.services.values())
-
-
-def test_no_connection_fails_while_backends_are_switched(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1, web2 = node.topology.web1, node.topology.web2
-    engine.apply(feed.change(service("web", VIP, web1.backend())))
-    client = node.client()
-    with ThreadPoolExecutor(1) as pool:
-        names = pool.submit(client.names, VIP, PORT, 300)
-        switched = 0
-        while not names.done():
-            engine.apply(feed.change(service("web", VIP, (web1, web2)[switched % 2].backend())))
-            switched += 1
-    assert set(names.result()) == {web1.address, web2.address}
-    assert switched > 50
 
 
 def test_a_host_that_can_run_the_programs_has_no_obstacle(bpffs: None) -> None:
@@ -278,14 +245,6 @@ def test_closing_without_keeping_leaves_no_pin_link_map_or_program(node: Node, f
     engine.close(keep=False)
 
 
-def test_a_delta_that_does_not_continue_is_refused(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    engine.apply(feed.change(service("web", VIP)))
-    with pytest.raises(EngineError, match="do not continue"):
-        engine.apply(Delta("g", 9, 8))
-    with pytest.raises(EngineError, match="do not continue"):
-        engine.apply(Delta("other", 2, 1))
-
-
 def test_what_the_packet_engine_refuses_is_not_given_to_sockets_either(
     node: Node, engine: EbpfEngine, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,18 +264,6 @@ def test_what_the_packet_engine_refuses_is_not_given_to_sockets_either(
     assert engine.restore() == routes(service("web", VIP, web2.backend()))
 
 
-def test_two_services_that_claim_one_address_are_served_in_turn(node: Node, engine: EbpfEngine, feed: Feed) -> None:
-    web1, web2 = node.topology.web1, node.topology.web2
-    shared = "198.51.100.7"
-    client = node.client()
-    engine.apply(feed.change(service("b", "10.96.0.2", web2.backend(), external_ips=(shared,))))
-    assert client.names(shared) == [web2.address]
-    engine.apply(feed.change(service("a", "10.96.0.3", web1.backend(), external_ips=(shared,))))
-    assert client.names(shared) == [web1.address]
-    engine.apply(feed.change(removed=("a",)))
-    assert client.names(shared) == [web2.address]
-
-
 def test_the_missing_cgroup_setting_is_named(node: Node) -> None:
     with pytest.raises(EngineError, match="no cgroup to attach to"):
         node.engine(cgroups=(), host_cgroup=None)
@@ -325,40 +272,6 @@ def test_the_missing_cgroup_setting_is_named(node: Node) -> None:
 def test_pins_outside_a_bpf_filesystem_are_refused(node: Node, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="mount -t bpf bpf /sys/fs/bpf"):
         node.engine(pins=tmp_path)
-
-
-def test_kill_in_the_middle_of_changes_leaves_the_old_or_the_new_version(node: Node, feed: Feed) -> None:
-    """Each version has all services on one backend; a mixture would show two."""
-    names = [f"s{i}" for i in range(200)]
-    versions = [
-        [service(name, str(ip_address("10.96.2.0") + i), backend) for i, name in enumerate(names)]
-        for backend in fake(2)
-    ]
-    for attempt in range(8):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            try:
-                made = node.engine()
-                made.apply(Delta("g", 1, 0, versions[0]))
-                os.write(writer, b"x")
-                for version in range(2, 100000):
-                    made.apply(Delta("g", version, version - 1, versions[version % 2]))
-            finally:
-                os._exit(1)
-        os.close(writer)
-        assert os.read(reader, 1)
-        time.sleep(0.02 + attempt * 0.003)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(reader)
-        held = node.engine()
-        try:
-            backends = {route[3] for route in held.restore()}
-            assert len(backends) == 1
-            assert len(held.restore()) == len(names)
-        finally:
-            held.close()
 
 
 def test_kill_while_maps_grow_leaves_traffic_and_the_next_engine_whole(node: Node, feed: Feed) -> None:
@@ -393,77 +306,3 @@ def test_kill_while_maps_grow_leaves_traffic_and_the_next_engine_whole(node: Nod
             held.close(keep=False)
         finally:
             held.close()
-
-
-BACKENDS = st.lists(
-    st.builds(
-        Backend,
-        st.integers(0, 5).map(lambda i: (ip_address("10.244.200.0") + i).packed),
-        st.sampled_from((80, 81)),
-        node=st.sampled_from(("here", "there")),
-    ),
-    max_size=5,
-    unique_by=lambda backend: (backend.address, backend.port),
-)
-
-
-@st.composite
-def some_service(draw: st.DrawFn) -> ServiceRoute:
-    number = draw(st.integers(0, 5))
-    ports = draw(st.lists(st.sampled_from(((80, Protocol.TCP), (53, Protocol.UDP))), unique=True, max_size=2))
-    return ServiceRoute(
-        f"default/s{number}",
-        ((ip_address("10.96.3.0") + number).packed,),
-        tuple(ServicePort("p", protocol, port, 0, tuple(draw(BACKENDS))) for port, protocol in ports),
-        draw(st.sampled_from(((), (ip_address("198.51.100.9").packed,)))),
-        affinity_seconds=draw(st.sampled_from((0, 60))),
-    )
-
-
-STEPS = st.lists(
-    st.tuples(st.lists(some_service(), max_size=3), st.lists(st.integers(0, 5), max_size=2), st.booleans()),
-    min_size=1,
-    max_size=12,
-)
-
-
-def expected(services: dict[str, ServiceRoute]) -> frozenset[tuple[bytes, int, int, bytes, int]]:
-    """As `routes`, where the service whose id sorts first has a contested address and port."""
-    taken: dict[tuple[bytes, int, int], str] = {}
-    for name in sorted(services):
-        for address in (*services[name].cluster_ips, *services[name].external_ips):
-            for port in services[name].ports:
-                taken.setdefault((address, port.protocol, port.port), name)
-    return frozenset(
-        row for name in services for row in routes(services[name]) if taken[row[0], row[1], row[2]] == name
-    )
-
-
-def test_any_sequence_of_changes_leaves_maps_and_table_equal_and_empty_at_the_end(
-    node: Node, engine: EbpfEngine
-) -> None:
-    engine.apply(Delta("g", 1, 0))
-
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(STEPS)
-    def check(steps: list[tuple[list[ServiceRoute], list[int], bool]]) -> None:
-        table: dict[str, ServiceRoute] = {}
-        version = 1
-        engine.apply(Delta("g", version, 0))
-        for changed, removed, snapshot in steps:
-            fresh = {item.id: item for item in changed}
-            names = [f"default/s{number}" for number in removed]
-            table.update(fresh)
-            for name in names:
-                table.pop(name, None)
-            if snapshot:
-                engine.apply(Delta("g", version + 1, 0, list(table.values())))
-            else:
-                engine.apply(Delta("g", version + 1, version, list(fresh.values()), names))
-            version += 1
-            assert engine.restore() == expected(table)
-        assert engine.repair() == 0, "incremental changes lead where a comparison does"
-        engine.apply(Delta("g", version + 1, version, [], list(table)))
-        assert not any(elements(node).values())
-
-    check()

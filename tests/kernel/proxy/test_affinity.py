@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -166,30 +165,6 @@ def test_a_person_can_list_affinity_with_nft(topology: Topology, engine: Nftable
     assert f"{topology.client.address} . {VIP} . tcp . 80 timeout 10m" in listed
 
 
-def test_source_ranges_bind_the_balancers_addresses_alone(
-    topology: Topology, engine: NftablesEngine, feed: Feed
-) -> None:
-    engine.apply(feed.change(balanced(topology, "203.0.113.0/24", "10.244.0.2/32")))
-    with pytest.raises(TimeoutError):
-        topology.outside.ask(BALANCER, 80, timeout=0.5)
-    assert topology.client.ask(BALANCER) == topology.web1.address, "a pod within the ranges"
-    with pytest.raises(TimeoutError):
-        topology.web2.ask(BALANCER, timeout=0.5)
-    assert topology.web2.ask(VIP) == topology.web1.address
-    assert topology.outside.ask(NODE_ADDRESS, PORT) == topology.web1.address
-    engine.apply(feed.change(balanced(topology, "192.0.0.0/8", "192.0.2.2/32", "192.0.2.77/24")))
-    assert topology.outside.ask(BALANCER, 80) == topology.web1.address
-    assert engine.repair() == 0
-    engine.apply(feed.change(balanced(topology, "192.0.2.2/31", external_local=True)))
-    assert topology.outside.ask(BALANCER, 80) == topology.web1.address
-    engine.apply(feed.change(balanced(topology, "192.0.2.4/31", external_local=True)))
-    with pytest.raises(TimeoutError):
-        topology.outside.ask(BALANCER, 80, timeout=0.5)
-    engine.apply(feed.change(balanced(topology)))
-    assert topology.outside.ask(BALANCER, 80) == topology.web1.address
-    assert kept(topology, "sources") == 0
-
-
 def test_source_ranges_and_affinity_go_together_and_a_restart_finds_nothing_to_write(
     topology: Topology, engine: NftablesEngine, feed: Feed
 ) -> None:
@@ -213,20 +188,6 @@ def test_source_ranges_and_affinity_go_together_and_a_restart_finds_nothing_to_w
         assert kept(topology, "sources") == kept(topology, "backends") == 0
     finally:
         second.close()
-
-
-def test_weights_share_connections_in_proportion(topology: Topology, engine: NftablesEngine, feed: Feed) -> None:
-    heavy = replace(topology.web1.backend(), weight=200)
-    engine.apply(feed.change(service("web", VIP, heavy, replace(topology.web2.backend(), weight=40))))
-    with topology.node.entered(), Socket() as netlink:
-        held = netlink.elements("kernelet", AF_INET, "backends")
-    assert len(held) == 6, "five to one"
-    answers = Counter(topology.client.ask(VIP) for _ in range(120))
-    assert answers[topology.web1.address] > 2 * answers[topology.web2.address] > 0
-    before = engine.written
-    engine.apply(feed.change(service("web", VIP, heavy, replace(topology.web2.backend(), weight=80))))
-    assert engine.written - before <= 12
-    assert engine.repair() == 0
 
 
 def test_connections_to_node_ports_are_counted(topology: Topology, engine: NftablesEngine, feed: Feed) -> None:

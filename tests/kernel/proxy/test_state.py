@@ -20,7 +20,7 @@ from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.nftables import NftablesEngine
 from kernelet.dataplane.proxy.numbers import DROP, NONE, seconds_of, slots_of
 from kernelet.dataplane.proxy.ruleset import HAIRPIN, IP, KINDS
-from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Prefix, Protocol, ServicePort, ServiceRoute
+from kernelet.dataplane.routes import Backend, BackendFlag, Prefix, Protocol, ServicePort, ServiceRoute
 from kernelet.ext.nft import AF_INET, AF_INET6, Batch, BatchError, NetlinkError, Socket
 
 from .topology import CONFIG, Feed, Topology, service
@@ -143,37 +143,6 @@ def test_closing_without_keep_leaves_no_table(topology: Topology) -> None:
     assert "kernelet" in topology.node.run("nft", "list tables")
     engine.close(keep=False)
     assert "kernelet" not in topology.node.run("nft", "list tables")
-
-
-def test_a_delta_that_does_not_continue_is_refused(engine: NftablesEngine, feed: Feed) -> None:
-    engine.apply(feed.change())
-    with pytest.raises(EngineError, match="send a snapshot"):
-        engine.apply(Delta("g", 9, 8))
-    with pytest.raises(EngineError, match="send a snapshot"):
-        engine.apply(Delta("other", 2, 1))
-
-
-def test_of_two_services_with_one_external_ip_the_first_by_name_has_it_and_the_other_inherits(
-    topology: Topology, engine: NftablesEngine, feed: Feed
-) -> None:
-    shared = ("198.51.100.7",)
-    one = service("a", "10.96.0.1", topology.web1.backend(), external_ips=shared)
-    two = service("b", "10.96.0.2", topology.web2.backend(), external_ips=shared)
-    engine.apply(feed.change(two))
-    assert topology.client.ask(shared[0]) == topology.web2.address
-    engine.apply(feed.change(one))
-    assert topology.client.ask(shared[0]) == topology.web1.address
-    engine.apply(feed.change(removed=("a",)))
-    assert topology.client.ask(shared[0]) == topology.web2.address
-    assert engine.repair() == 0
-
-
-def test_a_cluster_ip_may_pass_to_another_service_in_one_delta(
-    topology: Topology, engine: NftablesEngine, feed: Feed
-) -> None:
-    engine.apply(feed.change(service("old", "10.96.0.1", topology.web1.backend())))
-    engine.apply(feed.change(service("new", "10.96.0.1", topology.web2.backend()), removed=("old",)))
-    assert topology.client.ask("10.96.0.1") == topology.web2.address
 
 
 def test_more_backends_than_there_are_chains_for_get_their_chain(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import socket
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from support.netns import Lab, Namespace, Server
 
 from kernelet.dataplane.proxy import EngineConfig
-from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Protocol, ServicePort, ServiceRoute
+from kernelet.dataplane.proxy.ebpf_kernel import BPFFS, cgroup_root
+from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Peer, Protocol, ServicePort, ServiceRoute
 
 NODE_ADDRESS, OUTSIDE_ADDRESS = "192.0.2.1", "192.0.2.2"
+OTHER_NODE_ADDRESS, OTHER_OUTSIDE_ADDRESS = "203.0.113.1", "203.0.113.2"
+NODE_ADDRESS6 = "2001:db8::1"
 GATEWAY, GATEWAY6 = "169.254.1.1", "fe80::1"
 CONFIG = EngineConfig(
     node="here",
@@ -55,7 +62,10 @@ class Topology:
         lab.veth(self.node, "eth0", self.outside, "eth0")
         self.node.ip(f"addr add {NODE_ADDRESS}/24 dev eth0", f"route add default via {OUTSIDE_ADDRESS}")
         self.outside.ip(f"addr add {OUTSIDE_ADDRESS}/24 dev eth0", f"route add 10.96.0.0/16 via {NODE_ADDRESS}")
-        self.node.ip("-6 addr add 2001:db8::1/64 dev eth0 nodad", "-6 route add default via 2001:db8::2")
+        self.node.ip(f"-6 addr add {NODE_ADDRESS6}/64 dev eth0 nodad", "-6 route add default via 2001:db8::2")
+        self.outside.ip("-6 addr add 2001:db8::2/64 dev eth0 nodad", f"-6 route add default via {NODE_ADDRESS6}")
+        self.node.ip(f"addr add {OTHER_NODE_ADDRESS}/24 dev eth0")
+        self.outside.ip(f"addr add {OTHER_OUTSIDE_ADDRESS}/24 dev eth0")
         self.outside.ip(f"route add 198.51.100.0/24 via {NODE_ADDRESS}")
         self.client = self._pod(lab, "client", "10.244.0.2", "fd00:244::2", "here")
         self.web1 = self._pod(lab, "web1", "10.244.0.3", "fd00:244::3", "here")
@@ -82,6 +92,19 @@ class Topology:
         return Pod(pod, address, address6, node)
 
 
+@contextlib.contextmanager
+def own_cgroup() -> Iterator[EngineConfig]:
+    """The settings with a cgroup and a folder of pins that nobody else has; the cgroup is gone afterwards."""
+    name = f"kl-test-{secrets.token_hex(4)}"
+    cgroup = cgroup_root() / name
+    cgroup.mkdir()
+    try:
+        yield replace(CONFIG, cgroups=(cgroup,), host_cgroup=cgroup_root(), pins=BPFFS / "kernelet" / name)
+    finally:
+        if cgroup.exists():
+            cgroup.rmdir()
+
+
 def service(
     name: str,
     ip: str,
@@ -90,17 +113,27 @@ def service(
     node_port: int = 0,
     protocol: Protocol = Protocol.TCP,
     external_ips: tuple[str, ...] = (),
-    internal_local: bool = False,
-    external_local: bool = False,
+    **fields: Any,
 ) -> ServiceRoute:
+    """One port at one cluster IP; `fields` are those of ServiceRoute."""
     return ServiceRoute(
         f"default/{name}",
         (ip_address(ip).packed,),
         (ServicePort("main", protocol, port, node_port, tuple(backends)),),
         tuple(ip_address(address).packed for address in external_ips),
-        external_local=external_local,
-        internal_local=internal_local,
+        **fields,
     )
+
+
+def serving(lab: Lab) -> Topology:
+    """Pods that serve TCP and UDP on 8080, over IPv6 on 8081 and 8082, and answer with their IPv4 address."""
+    made = Topology(lab)
+    for pod in (made.web1, made.web2, made.far):
+        made.servers[pod.address] = pod.serve()
+        pod.serve_udp()
+        pod.namespace.serve("::", 8081, pod.address)
+        pod.namespace.serve("::", 8082, pod.address, socket.SOCK_DGRAM)
+    return made
 
 
 class Feed:
@@ -109,17 +142,24 @@ class Feed:
     def __init__(self) -> None:
         self.version = 0
         self.services: dict[str, ServiceRoute] = {}
+        self.peers: dict[str, Peer] = {}
 
-    def change(self, *services: ServiceRoute, removed: tuple[str, ...] = ()) -> Delta:
+    def change(self, *services: ServiceRoute, removed: tuple[str, ...] = (), peers: tuple[Peer, ...] = ()) -> Delta:
         for item in services:
             self.services[item.id] = item
         names = [f"default/{name}" for name in removed]
         for name in names:
             self.services.pop(name, None)
+        for peer in peers:
+            self.peers[peer.node] = peer
         self.version += 1
         if self.version == 1:
             return self.snapshot()
-        return Delta("g", self.version, self.version - 1, list(services), names)
+        return Delta("g", self.version, self.version - 1, list(services), names, list(peers))
+
+    def zone(self, zone: str) -> Delta:
+        """This node moves to another zone."""
+        return self.change(peers=(Peer(CONFIG.node, (), NODE_ADDRESS, "", zone),))
 
     def snapshot(self) -> Delta:
-        return Delta("g", self.version, 0, list(self.services.values()))
+        return Delta("g", self.version, 0, list(self.services.values()), peers=list(self.peers.values()))

@@ -1,9 +1,11 @@
-"""The userspace engine in real namespaces: what the kernel engines' suite asks for, as far as its nature allows."""
+"""What is the userspace engine's own: turns, the relay, and the process that carries the traffic."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import select
 import signal
 import socket
 import time
@@ -15,19 +17,11 @@ import pytest
 
 from kernelet.dataplane.proxy import EngineError, create_engine
 from kernelet.dataplane.proxy.userspace import UserspaceEngine
-from kernelet.dataplane.routes import BackendFlag, Protocol
+from kernelet.dataplane.routes import Protocol
 
-from ..proxy.topology import CONFIG, NODE_ADDRESS, Feed, Topology, service
+from ..proxy.topology import CONFIG, Feed, Topology, service
 
-VIP, VIP6, PORT, EXTERNAL = "10.96.0.1", "fd00:96::1", 30080, "198.51.100.7"
-DYING = BackendFlag.SERVING | BackendFlag.TERMINATING
-
-
-def refused_at_once(topology: Topology, address: str, port: int = 80) -> bool:
-    begin = time.monotonic()
-    with pytest.raises(ConnectionRefusedError):
-        topology.client.ask(address, port)
-    return time.monotonic() - begin < 0.5
+VIP = "10.96.0.1"
 
 
 def test_backends_take_turns(topology: Topology, engine: UserspaceEngine, feed: Feed) -> None:
@@ -39,68 +33,6 @@ def test_backends_take_turns(topology: Topology, engine: UserspaceEngine, feed: 
     assert topology.web1.ask(VIP) in answers, "and a backend"
 
 
-def test_an_ipv6_cluster_ip_leads_to_ipv6_backends(topology: Topology, engine: UserspaceEngine, feed: Feed) -> None:
-    route = service("web", VIP, topology.web1.backend(), topology.web1.backend6(8081), topology.web2.backend6(8081))
-    engine.apply(feed.change(replace(route, cluster_ips=(*route.cluster_ips, ip_address(VIP6).packed))))
-    assert {topology.client.ask(VIP6) for _ in range(4)} == {topology.web1.address, topology.web2.address}
-    assert topology.client.ask(VIP) == topology.web1.address
-
-
-def test_node_ports_and_external_addresses_answer_outside_clients_pods_and_the_node(
-    topology: Topology, engine: UserspaceEngine, feed: Feed
-) -> None:
-    engine.apply(feed.change(service("web", VIP, topology.far.backend(), node_port=PORT, external_ips=(EXTERNAL,))))
-    assert topology.outside.ask(NODE_ADDRESS, PORT) == topology.far.address
-    assert topology.outside.ask(EXTERNAL, 80) == topology.far.address
-    assert topology.client.ask(NODE_ADDRESS, PORT) == topology.far.address
-    assert topology.node.ask("127.0.0.1", PORT) == topology.far.address
-
-
-def test_udp_answers_come_from_the_service_address(topology: Topology, engine: UserspaceEngine, feed: Feed) -> None:
-    route = service("dns", VIP, topology.web1.backend(), protocol=Protocol.UDP, node_port=30053)
-    engine.apply(feed.change(route))
-    assert topology.client.namespace.ask_udp(VIP, 80) == topology.web1.address
-    assert topology.node.ask_udp(VIP, 80) == topology.web1.address
-    assert topology.outside.ask_udp(NODE_ADDRESS, 30053) == topology.web1.address
-
-
-def test_a_udp_client_that_keeps_its_port_moves_to_another_backend(
-    topology: Topology, engine: UserspaceEngine, feed: Feed
-) -> None:
-    client = topology.client.namespace.open(socket.SOCK_DGRAM)
-    for pod in (topology.web1, topology.web2):
-        engine.apply(feed.change(service("dns", VIP, pod.backend(), protocol=Protocol.UDP)))
-        assert topology.client.namespace.ask_udp(VIP, 80, via=client) == pod.address
-
-
-def test_a_udp_client_that_was_there_before_the_service_is_carried_too(
-    topology: Topology, engine: UserspaceEngine, feed: Feed
-) -> None:
-    topology.node.serve(NODE_ADDRESS, 30053, "node", socket.SOCK_DGRAM)
-    client = topology.outside.open(socket.SOCK_DGRAM)
-    assert topology.outside.ask_udp(NODE_ADDRESS, 30053, via=client) == "node"
-    engine.apply(feed.change(service("dns", VIP, topology.web2.backend(), protocol=Protocol.UDP, node_port=30053)))
-    assert topology.outside.ask_udp(NODE_ADDRESS, 30053, via=client) == topology.web2.address
-
-
-def test_a_client_stays_with_its_backend_until_its_time_is_over_or_the_backend_is_gone(
-    topology: Topology, engine: UserspaceEngine, feed: Feed
-) -> None:
-    route = replace(service("web", VIP, topology.web1.backend(), topology.web2.backend()), affinity_seconds=1)
-    engine.apply(feed.change(route))
-    first, other = topology.client.ask(VIP), topology.far.ask(VIP)
-    assert first != other, "the two clients' turns"
-    assert {topology.client.ask(VIP) for _ in range(5)} == {first}
-    time.sleep(1.1)  # What is tested is time passing.
-    assert {topology.client.ask(VIP) for _ in range(5)} == {first}, "its turn again"
-    time.sleep(1.1)
-    topology.far.ask(VIP)
-    stays = topology.client.ask(VIP)
-    rest = topology.web1 if stays == topology.web2.address else topology.web2
-    engine.apply(feed.change(replace(route, ports=(replace(route.ports[0], backends=(rest.backend(),)),))))
-    assert topology.client.ask(VIP) == rest.address
-
-
 def test_a_backend_that_refuses_is_followed_by_the_next(
     topology: Topology, engine: UserspaceEngine, feed: Feed
 ) -> None:
@@ -108,37 +40,57 @@ def test_a_backend_that_refuses_is_followed_by_the_next(
     assert {topology.client.ask(VIP) for _ in range(6)} == {topology.web2.address}
 
 
-def test_a_service_without_backends_and_an_unknown_port_refuse_at_once(
+def test_a_backend_that_refuses_is_followed_by_another_however_heavy_it_is(
     topology: Topology, engine: UserspaceEngine, feed: Feed
 ) -> None:
-    engine.apply(feed.change(service("web", VIP, node_port=PORT, external_ips=(EXTERNAL,))))
-    assert refused_at_once(topology, VIP)
-    assert refused_at_once(topology, VIP, 81)
-    assert refused_at_once(topology, EXTERNAL)
-    assert refused_at_once(topology, NODE_ADDRESS, PORT)
-    with pytest.raises(ConnectionRefusedError):
-        topology.client.namespace.ask_udp(VIP, 80)
+    dead = replace(topology.web1.backend(9999), weight=20)
+    engine.apply(feed.change(service("web", VIP, dead, topology.web2.backend())))
+    assert {topology.client.ask(VIP) for _ in range(21)} == {topology.web2.address}
 
 
-def test_traffic_policies_choose_this_nodes_backends(topology: Topology, engine: UserspaceEngine, feed: Feed) -> None:
-    here, far = topology.web1.backend(), topology.far.backend()
-    engine.apply(feed.change(service("web", VIP, here, far, node_port=PORT, internal_local=True, external_local=True)))
-    assert {topology.client.ask(VIP) for _ in range(6)} == {topology.web1.address}
-    assert {topology.outside.ask(NODE_ADDRESS, PORT) for _ in range(6)} == {topology.web1.address}
-    engine.apply(feed.change(service("web", VIP, far, node_port=PORT, internal_local=True, external_local=True)))
-    assert refused_at_once(topology, VIP)
-    with pytest.raises(TimeoutError):
-        topology.outside.ask(NODE_ADDRESS, PORT, timeout=0.5)
-
-
-def test_terminating_backends_serve_only_where_none_is_ready(
+def test_heavier_backends_have_more_turns_not_all_in_a_row(
     topology: Topology, engine: UserspaceEngine, feed: Feed
 ) -> None:
-    dying = topology.web1.backend(flags=DYING)
-    engine.apply(feed.change(service("web", VIP, dying, topology.web2.backend())))
-    assert {topology.client.ask(VIP) for _ in range(6)} == {topology.web2.address}
-    engine.apply(feed.change(service("web", VIP, dying)))
+    web1, web2 = (replace(pod.backend(), weight=2) for pod in (topology.web1, topology.web2))
+    engine.apply(feed.change(service("web", VIP, web1, web2, topology.far.backend())))
+    answers = [topology.client.ask(VIP) for _ in range(15)]
+    assert all(one != other for one, other in itertools.pairwise(answers))
+    assert Counter(answers) == {topology.web1.address: 6, topology.web2.address: 6, topology.far.address: 3}
+
+
+def test_a_killed_engine_ends_with_its_carrier_and_addresses_refuse_until_the_next_one(
+    topology: Topology, feed: Feed
+) -> None:
+    snapshot = feed.change(service("web", VIP, topology.web1.backend()))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            with topology.node.entered():
+                doomed = UserspaceEngine(CONFIG)
+                doomed.start()
+            doomed.apply(snapshot)
+            assert doomed._worker is not None
+            os.write(writer, str(doomed._worker.pid).encode())
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        carrier = os.pidfd_open(int(os.read(told.fileno(), 16)))
     assert topology.client.ask(VIP) == topology.web1.address
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert select.select([carrier], [], [], 10)[0], "it ends with its parent"
+    os.close(carrier)
+    with pytest.raises(ConnectionRefusedError):
+        topology.client.ask(VIP)
+    with topology.node.entered():
+        engine = UserspaceEngine(CONFIG)
+        engine.start()
+    engine.apply(snapshot)
+    assert topology.client.ask(VIP) == topology.web1.address
+    engine.close(keep=False)
 
 
 def test_much_data_passes_both_ways_and_a_half_closed_connection_stays_open(
@@ -159,35 +111,6 @@ def test_much_data_passes_both_ways_and_a_half_closed_connection_stays_open(
         received = stream.read()
         os.waitpid(pid, 0)
     assert received == sent
-
-
-def test_an_established_connection_outlives_its_route(topology: Topology, engine: UserspaceEngine, feed: Feed) -> None:
-    engine.apply(feed.change(service("web", VIP, topology.web1.backend())))
-    with topology.client.namespace.connect(VIP, 80) as connection:
-        stream = connection.makefile("rw")
-        assert stream.readline().strip() == topology.web1.address
-        engine.apply(feed.change(service("web", VIP, topology.web2.backend())))
-        engine.apply(feed.change(removed=("web",)))
-        stream.write("still here\n")
-        stream.flush()
-        assert stream.readline() == "still here\n"
-    assert refused_at_once(topology, VIP)
-
-
-def test_what_is_held_is_read_back_and_connections_are_counted(
-    topology: Topology, engine: UserspaceEngine, feed: Feed
-) -> None:
-    engine.apply(
-        feed.change(service("web", VIP, topology.web1.backend(), node_port=PORT), service("idle", "10.96.0.2"))
-    )
-    vip, pod = ip_address(VIP).packed, ip_address(topology.web1.address).packed
-    assert engine.restore() == {(vip, Protocol.TCP, 80, pod, 8080)}
-    topology.client.ask(VIP)
-    topology.client.ask(NODE_ADDRESS, PORT)
-    assert {row.service: row.connections for row in engine.counters()} == {"default/web": 2, "default/idle": 0}
-    engine.apply(feed.change(removed=("web", "idle")))
-    assert engine.restore() == frozenset()
-    assert engine.repair() == 0
 
 
 def test_a_flushed_ruleset_and_a_killed_process_are_mended(
@@ -248,3 +171,25 @@ def test_refused_routes_leave_the_version_before(topology: Topology, engine: Use
     with topology.node.entered():
         engine.repair()
     assert engine.restore() == held
+
+
+def test_listeners_of_one_port_number_are_told_apart_when_routes_are_read_back(
+    topology: Topology, engine: UserspaceEngine, feed: Feed
+) -> None:
+    """A few hundred listeners of each family and protocol: by chance some have the same port's number."""
+    backends = {4: topology.web1.backend(), 16: topology.web1.backend6(8081)}
+    expected, services = set(), []
+    for number in range(400):
+        four, six = (ip_address(network) + number for network in ("10.96.4.0", "fd00:96::4:0"))
+        route = service(f"s{number}", str(four), *backends.values())
+        ports = tuple(replace(route.ports[0], protocol=protocol) for protocol in (Protocol.TCP, Protocol.UDP))
+        services.append(replace(route, cluster_ips=(four.packed, six.packed), ports=ports))
+        expected |= {
+            (address.packed, protocol, 80, backend.address, backend.port)
+            for address in (four, six)
+            for protocol in (Protocol.TCP, Protocol.UDP)
+            for length, backend in backends.items()
+            if length == len(address.packed)
+        }
+    engine.apply(feed.change(*services))
+    assert engine.restore() == expected

@@ -1,6 +1,7 @@
 """A process that the tests put into a cgroup and a network namespace; it does what it is told, a line at a time.
 
-Each line on stdin is a JSON list, a function's name and its arguments; each answer is one JSON value.
+Each line on stdin is a JSON list, a function's name and its arguments; each answer is one JSON value;
+{"raised": ...} says what went wrong where a function expects success.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 import time
 from typing import Any
 
+from . import sctp as _sctp
+
 _kept: dict[str, socket.socket] = {}
 
 
@@ -25,14 +28,18 @@ def _error(error: OSError) -> dict[str, Any]:
     return {"error": errno.errorcode.get(error.errno or 0, str(error))}
 
 
-def tcp(address: str, port: int, times: int = 1, mapped: bool = False) -> list[dict[str, Any]]:
+def tcp(
+    address: str, port: int, times: int = 1, mapped: bool = False, timeout: float = 2.0, source: str = ""
+) -> list[dict[str, Any]]:
     """Connects again and again: who answered, and whom the socket believes it talks to; or what went wrong."""
     found = []
     for _ in range(times):
         start = time.monotonic()
         with socket.socket(socket.AF_INET6 if mapped else _family(address), socket.SOCK_STREAM) as made:
-            made.settimeout(2)
+            made.settimeout(timeout)
             try:
+                if source:
+                    made.bind((source, 0))
                 made.connect((f"::ffff:{address}" if mapped else address, port))
                 name = made.recv(256).decode().strip()
                 found.append({"name": name, "peer": made.getpeername()[:2]})
@@ -79,9 +86,12 @@ def hold(key: str, address: str, port: int) -> list[Any]:
 
 
 def echo(key: str, text: str) -> str:
-    """Through a connection that is kept."""
-    _kept[key].sendall(text.encode())
-    return _kept[key].recv(256).decode()
+    """What comes back through a connection that is kept, or the error's name."""
+    try:
+        _kept[key].sendall(text.encode())
+        return _kept[key].recv(256).decode()
+    except OSError as error:
+        return str(_error(error)["error"])
 
 
 def send_again(key: str) -> dict[str, Any]:
@@ -92,6 +102,31 @@ def send_again(key: str) -> dict[str, Any]:
         return {"name": made.recv(256).decode()}
     except OSError as error:
         return _error(error)
+
+
+def persist(key: str, address: str, port: int, times: int) -> list[dict[str, Any]]:
+    """Datagrams through a connected socket that is kept, which is connected again where the kernel reports an error."""
+    found: list[dict[str, Any]] = []
+    for _ in range(times):
+        answer = send_again(key)
+        if "error" in answer:
+            _kept[key].connect((address, port))
+        found.append(answer)
+    return found
+
+
+def sctp(address: str, port: int, timeout: float = 2.0) -> dict[str, Any]:
+    """Sends an INIT: the name that the INIT ACK of this very address carries, or what went wrong."""
+    try:
+        return {"name": _sctp.ask(address, port, timeout)}
+    except OSError as error:
+        return _error(error)
+
+
+def drop() -> None:
+    """Closes what is kept."""
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 def cost(address: str, port: int, times: int) -> float:
@@ -116,9 +151,15 @@ def tcp_cost(address: str, port: int, times: int) -> float:
     return statistics.median(found)
 
 
-_FUNCTIONS = {function.__name__: function for function in (tcp, udp, hold, echo, send_again, cost, tcp_cost)}
+_FUNCTIONS = {
+    function.__name__: function for function in (tcp, udp, hold, echo, send_again, persist, drop, sctp, cost, tcp_cost)
+}
 
 if __name__ == "__main__":
     for line in sys.stdin:
         function, *arguments = json.loads(line)
-        print(json.dumps(_FUNCTIONS[function](*arguments)), flush=True)
+        try:
+            answer = _FUNCTIONS[function](*arguments)
+        except OSError as error:
+            answer = {"raised": f"{function}{tuple(arguments)}: {error}"}
+        print(json.dumps(answer), flush=True)
