@@ -11,8 +11,8 @@ _PAGE = Path(__file__).parents[3] / "docs" / "services.md"
 
 
 def documented() -> dict[str, dict[str, str]]:
-    """The page's table as `ROWS` has it."""
-    page = _PAGE.read_text()
+    """The page's first table as `ROWS` has it."""
+    page = _PAGE.read_text().split("\n## ", 1)[0]
     reasons = dict(re.findall(r"^(\d+)\. (.*)$", page, re.MULTILINE))
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")
