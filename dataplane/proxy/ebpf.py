@@ -276,7 +276,7 @@ class EbpfEngine:
 
     def counters(self) -> list[Counter]:
         """New connections to each service, by sockets and by packets, and refusals of sockets."""
-        tally: Tally[str] = Tally()
+        tally: Tally[str] = Tally(dict.fromkeys(self._table.services, 0))
         refused: Tally[str] = Tally()
         with _told("read the counters of the ebpf engine"):
             if self._kernel.maps:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from kernelet.ext.bpf import BACKEND_KEY, COUNTER, ENDPOINT, FLAG_CONSISTENT, FLAG_GONE, SERVICE
+from kernelet.ext.bpf import BACKEND_KEY, COUNTER, ENDPOINT, FLAG_CONSISTENT, FLAG_GONE, FLAG_PACKETS, SERVICE
 from kernelet.ext.libbpf import BpfError, Map
 
 from .ebpf_ledger import BROKEN, Held, Set, Transition
@@ -119,11 +119,11 @@ def _assemble(
     members: Mapping[int, set[bytes]],
 ) -> Target | None:
     """What a service's element leads to; None where it is marked as gone, or that is not whole."""
-    consistent = bool(flags & FLAG_CONSISTENT)
+    consistent, packets = bool(flags & FLAG_CONSISTENT), bool(flags & FLAG_PACKETS)
     if flags & FLAG_GONE:
         return None
     if not count:
-        return None if number else Target(b"", affinity, consistent)
+        return None if number else Target(b"", affinity, consistent, packets)
     slots = sets.get(number, {})
     try:
         pool = b"".join([slots[slot] for slot in range(count)])
@@ -133,7 +133,7 @@ def _assemble(
         return None
     if affinity and members.get(number) != distinct(pool):
         return None
-    return Target(pool, affinity, consistent)
+    return Target(pool, affinity, consistent, packets)
 
 
 def write_sets(maps: Mapping[str, Map], sets: Iterable[Set]) -> int:
@@ -195,7 +195,7 @@ def sweep(maps: Mapping[str, Map], transition: Transition) -> int:
 
 def _value(held: Held) -> bytes:
     target = held.target
-    flags = FLAG_CONSISTENT if target.consistent else 0
+    flags = (FLAG_CONSISTENT if target.consistent else 0) | (FLAG_PACKETS if target.packets else 0)
     return SERVICE.pack(held.set, size(target.pool), target.affinity, flags, held.counter, 0)
 
 

@@ -46,6 +46,8 @@ class Target(NamedTuple):
     """Seconds; 0: none."""
     consistent: bool = False
     """Whether a client's slot follows from who it is."""
+    packets: bool = False
+    """Whether it is left to packets, which show who the client is. It is claimed all the same."""
 
 
 Plan = dict[Key, Target]
@@ -78,15 +80,16 @@ def plan(service: ServiceRoute, config: EngineConfig, zone: str) -> Plan:
 
 
 def _plan_view(made: Plan, view: View) -> None:
-    """Balancer addresses that are not for everybody are left to packets, which show who the client is."""
     everyone = _target(view.everyone, view)
     internal = everyone if view.internal is view.everyone else _target(view.internal, view)
     prefix = _LENGTHS[view.length]
     behind = view.port.to_bytes(2, "big") + bytes((view.protocol, SCOPE_ADDRESS))
     for address in view.cluster_ips:
         made[prefix + address + behind] = internal
-    for address in (*view.external_ips, *(() if view.sources else view.balancer_ips)):
+    for address in view.external_ips:
         made[prefix + address + behind] = everyone
+    for address in view.balancer_ips:
+        made[prefix + address + behind] = everyone._replace(packets=bool(view.sources))
     if view.node_port:
         made[_ANY[view.length] + view.node_port.to_bytes(2, "big") + bytes((view.protocol, SCOPE_NODE_PORT))] = everyone
 

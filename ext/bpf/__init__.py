@@ -26,6 +26,7 @@ __all__ = [
     "ENDPOINT",
     "FLAG_CONSISTENT",
     "FLAG_GONE",
+    "FLAG_PACKETS",
     "FLOW_KEY",
     "HOOKS",
     "LAYOUTS",
@@ -84,6 +85,7 @@ SCOPE_ADDRESS: Final = 0
 SCOPE_NODE_PORT: Final = 1
 FLAG_GONE: Final = 1
 FLAG_CONSISTENT: Final = 2
+FLAG_PACKETS: Final = 4
 
 # enum verdict (balance.h)
 NO_SERVICE: Final = 0

@@ -88,7 +88,7 @@ static __always_inline enum verdict choose(const struct service_key *key, __u64 
         if (!read_service(held, &service))
             continue;
         *counter = service.counter;
-        if (service.flags & FLAG_GONE)
+        if (service.flags & (FLAG_GONE | FLAG_PACKETS))
             return NO_SERVICE;
         if (!service.count)
             return REFUSED;
