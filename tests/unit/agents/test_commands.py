@@ -16,7 +16,7 @@ def test_a_node_cannot_take_the_name_of_another_process_of_its_cluster(name: str
     assert "is the name of another process of the cluster" in result.output
 
 
-def test_an_engine_that_nodes_cannot_run_is_refused_by_name() -> None:
-    result = CliRunner().invoke(node_command, ["--node-ip", "127.0.0.1", "--engine", "ebpf"])
+def test_an_engine_that_does_not_exist_is_refused_by_name() -> None:
+    result = CliRunner().invoke(node_command, ["--node-ip", "127.0.0.1", "--engine", "ipvs"])
     assert result.exit_code == 2
-    assert "'ebpf' is not one of 'auto', 'nftables'" in result.output
+    assert "'ipvs' is not one of 'auto', 'ebpf', 'nftables', 'userspace'" in result.output
