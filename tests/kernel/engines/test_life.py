@@ -12,7 +12,7 @@ import pytest
 from support.waiting import eventually
 
 from kernelet.agents.proxy import ProxyAgent
-from kernelet.dataplane.proxy import EngineError
+from kernelet.dataplane.proxy import EngineError, choose
 from kernelet.dataplane.routes import Delta, Protocol, RouteTable, ServicePort
 from kernelet.ext.libbpf import Link
 
@@ -221,7 +221,7 @@ async def test_what_others_change_is_repaired_within_a_second(proxy: Proxy, dama
     site = proxy.site
     web1, *_ = site.pods
     proxy.stop()
-    agent = ProxyAgent(proxy.name, site.config)
+    agent = ProxyAgent(choose(proxy.name, site.config), site.config)
     route = service("web", VIP, web1.backend(), node_port=NODE_PORT, external_ips=(EXTERNAL,))
     with site.topology.node.entered():
         await agent.start()
