@@ -32,11 +32,20 @@ class Latency:
 
 _SCRIPT = """
 local targets = {{ {targets} }}
-local used = 0
-function setup(thread)
-  local target = targets[used % #targets + 1]
-  used = used + 1
-  thread.addr = wrk.lookup(target[1], target[2])[1]
+local addresses, sent = {{}}, 0
+function init(args)
+  for index, target in ipairs(targets) do
+    addresses[index] = wrk.lookup(target[1], target[2])[1]
+  end
+  math.randomseed(tonumber(tostring(addresses):match("0x(%x+)"), 16))
+  keeping = wrk.format()
+  wrk.headers["Connection"] = "close"
+  closing = wrk.format()
+end
+function request()
+  wrk.thread.addr = addresses[math.random(#addresses)]
+  sent = sent + 1
+  return sent <= {closed} and closing or keeping
 end
 function done(summary, latency, requests)
   local errors = summary.errors
@@ -45,6 +54,8 @@ function done(summary, latency, requests)
     errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end
 """
+"""Each connection that is made goes to a target picked at random: so the pods' own addresses are balanced as services
+are. All of wrk's first connections go to one address, so those are closed after their first request."""
 
 
 def wrk(subject: Subject, world: World, seconds: int, *, close: bool = False) -> float:
@@ -55,9 +66,8 @@ def wrk(subject: Subject, world: World, seconds: int, *, close: bool = False) ->
     targets = subject.targets(world)
     script = world.folder / "wrk.lua"
     quoted = ", ".join('{{"{}", "{}"}}'.format(*target.split(":")) for target in targets)
-    script.write_text(_SCRIPT.format(targets=quoted))
-    header = ["-H", "Connection: close"] if close else []
-    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}", "--timeout", "5", "-s", str(script), *header]
+    script.write_text(_SCRIPT.format(targets=quoted, closed="math.huge" if close else CONNECTIONS // THREADS))
+    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}", "--timeout", "5", "-s", str(script)]
     text = world.client.run(*command, f"http://{targets[0]}/", seconds=seconds + 30)
     found = re.search(r"RESULT (.*)", text)
     if found is None:
