@@ -36,7 +36,7 @@ from kernelet.core.security.kubeconfig import KubeconfigError, load_kubeconfig
 from kernelet.dataplane.overlay import OverlayConfig, OverlayError
 from kernelet.dataplane.podnet import DEFAULT_MTU, AddressesExhausted, PodNet, PodNetConfig, PodNetworkError
 from kernelet.dataplane.proxy import EngineConfig, EngineError, choose
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, cgroup_path, cgroup_root, pin_name, serve_namespace
+from kernelet.dataplane.proxy.ebpf.kernel import PINS, cgroup_path, cgroup_root, pin_name, serve_namespace
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from kernelet.agents.kubelet.volumes import memory_root
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
 from kernelet.core.security.kubeconfig import load_kubeconfig
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name, remove_pins
+from kernelet.dataplane.proxy.ebpf.kernel import PINS, pin_name, remove_pins
 
 from . import build, containers, topology
 from .paths import DOCKER_DATA, RUN_ROOT, ClusterPaths, existing_clusters

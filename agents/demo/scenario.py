@@ -18,7 +18,7 @@ from kernelet.agents.cluster.paths import ClusterPaths
 from kernelet.core.client.client import Client
 from kernelet.core.client.informer import Informer
 from kernelet.dataplane.proxy import EngineConfig, create_engine, programmed
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
+from kernelet.dataplane.proxy.ebpf.kernel import PINS, pin_name
 from kernelet.ext import netns
 
 from .checks import Checks

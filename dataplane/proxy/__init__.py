@@ -33,13 +33,13 @@ def create_engine(name: str, config: EngineConfig) -> Engine:
     engine = choose(name, config).engine
     # Imported late: an engine that is not used must not demand its libraries.
     if engine == "nftables":
-        from .nftables import NftablesEngine
+        from .nftables.engine import NftablesEngine
 
         return NftablesEngine(config)
     if engine == "ebpf":
-        from .ebpf import EbpfEngine
+        from .ebpf.engine import EbpfEngine
 
         return EbpfEngine(config)
-    from .userspace import UserspaceEngine
+    from .userspace.engine import UserspaceEngine
 
     return UserspaceEngine(config)

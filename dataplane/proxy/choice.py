@@ -32,7 +32,7 @@ def choose(name: str, config: EngineConfig) -> Choice:
         return Choice("nftables", "no cgroup is named whose sockets the ebpf engine could serve")
     # Imported late: an engine that is not used must not demand its libraries.
     try:
-        from .ebpf_kernel import obstacle
+        from .ebpf.kernel import obstacle
     except ImportError as error:
         return Choice("nftables", f"the ebpf engine is not built: {error}")
     why = obstacle(config.host_cgroup)
@@ -43,7 +43,7 @@ def choose(name: str, config: EngineConfig) -> Choice:
 
 def programmed(config: EngineConfig) -> str:
     """The kernel engine whose routes clients here meet: "ebpf" where its programs are pinned, else "nftables"."""
-    from .ebpf_kernel import pins_of
+    from .ebpf.kernel import pins_of
 
     return "ebpf" if (pins_of(config) / "links").is_dir() else "nftables"
 
@@ -55,7 +55,7 @@ def make_way(engine: str, config: EngineConfig) -> None:
     """
     if engine == "ebpf" or programmed(config) != "ebpf":
         return
-    from .ebpf_kernel import pins_of, remove_pins
+    from .ebpf.kernel import pins_of, remove_pins
 
     _log.info("detaching the socket programs of the ebpf engine: the %s engine has taken over", engine)
     try:

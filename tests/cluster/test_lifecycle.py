@@ -27,7 +27,7 @@ from support.manifests import apart, deployment, pod, service
 from support.traffic import get, resolve
 
 from kernelet.agents.cluster.build import kernelet_command
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
+from kernelet.dataplane.proxy.ebpf.kernel import PINS, pin_name
 
 JSON = dict[str, Any]
 KERNELET = kernelet_command()

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 from support.netns import Lab
 
-from kernelet.dataplane.proxy.ebpf_kernel import BPFFS
+from kernelet.dataplane.proxy.ebpf.kernel import BPFFS
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 from kernelet.ext.libbpf import mount_bpffs
 
-from .proxy.topology import Feed, Topology, serving
+from .proxy.topology import CONFIG, Feed, Topology, serving
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,15 @@ def bpffs() -> Iterator[None]:
     finally:
         if mounted:
             subprocess.run(["umount", str(BPFFS)], check=True, timeout=60)
+
+
+@pytest.fixture
+def nftables(topology: Topology) -> Iterator[NftablesEngine]:
+    """A started engine on the node of the module's topology; its tables go with the test."""
+    with topology.node.entered():
+        made = NftablesEngine(CONFIG)
+        made.start()
+    try:
+        yield made
+    finally:
+        made.close(keep=False)

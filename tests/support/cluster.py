@@ -26,7 +26,7 @@ from kernelet.core.api.kinds import KINDS
 from kernelet.core.client.client import Client
 from kernelet.core.security.kubeconfig import load_kubeconfig
 from kernelet.dataplane.proxy import EngineConfig, EngineError, create_engine, programmed
-from kernelet.dataplane.proxy.ebpf_kernel import PINS, pin_name
+from kernelet.dataplane.proxy.ebpf.kernel import PINS, pin_name
 from kernelet.ext import netns
 
 JSON = dict[str, Any]

@@ -13,8 +13,8 @@ from support.clients import Client
 from support.netns import Namespace
 
 from kernelet.dataplane.proxy import EngineConfig, create_engine
-from kernelet.dataplane.proxy.ebpf import EbpfEngine
-from kernelet.dataplane.proxy.ebpf_kernel import cgroup_root
+from kernelet.dataplane.proxy.ebpf.engine import EbpfEngine
+from kernelet.dataplane.proxy.ebpf.kernel import cgroup_root
 
 from ..proxy.topology import Topology, own_cgroup
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kernelet.dataplane.proxy import EngineError, choose, create_engine, make_way, programmed
-from kernelet.dataplane.proxy.ebpf import EbpfEngine
-from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.dataplane.proxy.ebpf.engine import EbpfEngine
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 from kernelet.ext.nft import AF_INET, Socket, delete_flows
 
 from ..proxy.topology import Feed, service
@@ -105,7 +105,7 @@ def test_connections_that_packets_made_outlive_the_change_to_sockets(
     client = node.client()
     assert client.hold("old", VIP, PORT) == [web1.address, [VIP, PORT]]
     packets.close()
-    monkeypatch.setattr("kernelet.dataplane.proxy.ebpf_packets._FLOWS_SECONDS", 0)
+    monkeypatch.setattr("kernelet.dataplane.proxy.ebpf.packets._FLOWS_SECONDS", 0)
     engine = node.engine()
     try:
         with node.topology.node.entered():

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from kernelet.dataplane.proxy import EngineError
-from kernelet.dataplane.proxy.ebpf import EbpfEngine
-from kernelet.dataplane.proxy.ebpf_kernel import cgroup_root, obstacle
+from kernelet.dataplane.proxy.ebpf.engine import EbpfEngine
+from kernelet.dataplane.proxy.ebpf.kernel import cgroup_root, obstacle
 from kernelet.dataplane.routes import Backend, Delta, ServiceRoute
 from kernelet.ext.bpf import BACKEND_KEY, ENDPOINT, SERVICE, SERVICE_KEY
 from kernelet.ext.libbpf import BpfError, Link, Map
@@ -112,7 +112,7 @@ def test_maps_of_another_layout_are_replaced_only_when_the_new_ones_are_filled(
     web1, web2 = node.topology.web1, node.topology.web2
     engine.apply(feed.change(service("web", VIP, web1.backend())))
     engine.close()
-    monkeypatch.setattr("kernelet.dataplane.proxy.ebpf_kernel._fits", lambda existing, declared: False)
+    monkeypatch.setattr("kernelet.dataplane.proxy.ebpf.kernel._fits", lambda existing, declared: False)
     second = node.engine()
     try:
         client = node.client()

@@ -8,8 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from kernelet.dataplane.proxy import ruleset
-from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.dataplane.proxy.nftables import ruleset
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 from kernelet.dataplane.routes import Backend, Prefix, Protocol, ServiceRoute
 from kernelet.ext.nft import AF_INET, Socket
 

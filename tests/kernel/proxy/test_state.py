@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from support.netns import run
 
 from kernelet.dataplane.proxy import EngineError, create_engine
-from kernelet.dataplane.proxy.nftables import NftablesEngine
-from kernelet.dataplane.proxy.numbers import DROP, NONE, seconds_of, slots_of
-from kernelet.dataplane.proxy.ruleset import HAIRPIN, IP, KINDS
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
+from kernelet.dataplane.proxy.nftables.numbers import DROP, NONE, seconds_of, slots_of
+from kernelet.dataplane.proxy.nftables.ruleset import HAIRPIN, IP, KINDS
 from kernelet.dataplane.routes import Backend, BackendFlag, Prefix, Protocol, ServicePort, ServiceRoute
 from kernelet.ext.nft import AF_INET, AF_INET6, Batch, BatchError, NetlinkError, Socket
 

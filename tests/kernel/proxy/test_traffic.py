@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 
 from .topology import Feed, Topology, service
 

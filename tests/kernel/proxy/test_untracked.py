@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 from kernelet.dataplane.routes import Backend, Protocol
 from kernelet.ext.nft import AF_INET, AF_INET6, Flow, Socket, delete_flows
 

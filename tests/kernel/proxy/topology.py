@@ -13,7 +13,7 @@ from typing import Any
 from support.netns import Lab, Namespace, Server
 
 from kernelet.dataplane.proxy import EngineConfig
-from kernelet.dataplane.proxy.ebpf_kernel import BPFFS, cgroup_root
+from kernelet.dataplane.proxy.ebpf.kernel import BPFFS, cgroup_root
 from kernelet.dataplane.routes import Backend, BackendFlag, Delta, Peer, Protocol, ServicePort, ServiceRoute
 
 NODE_ADDRESS, OUTSIDE_ADDRESS = "192.0.2.1", "192.0.2.2"

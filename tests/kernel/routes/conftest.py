@@ -1,8 +1,7 @@
-"""The topologies and engines of their own tests."""
+"""Engines as their own tests have them."""
 
 from __future__ import annotations
 
-from ..ebpf.conftest import bpffs, engine, feed, node, topology
-from ..trace.conftest import nftables
+from ..ebpf.conftest import engine, node
 
-__all__ = ["bpffs", "engine", "feed", "nftables", "node", "topology"]
+__all__ = ["engine", "node"]

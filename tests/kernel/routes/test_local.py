@@ -8,8 +8,8 @@ from kernelet.agents.routes import render
 from kernelet.agents.routes.local import kernel_routes
 from kernelet.agents.routes.report import report, rows_json
 from kernelet.core.cli.failures import CliError
-from kernelet.dataplane.proxy.ebpf import EbpfEngine
-from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.dataplane.proxy.ebpf.engine import EbpfEngine
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 from kernelet.dataplane.routes import RouteTable
 
 from ..ebpf.conftest import Node

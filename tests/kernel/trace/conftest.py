@@ -14,14 +14,12 @@ from support.netns import Namespace
 from kernelet.agents.trace.collect import Collector
 from kernelet.agents.trace.subject import Endpoint, Place, Subject
 from kernelet.agents.trace.tracer import DroppedPacket, Record, Tracer
-from kernelet.dataplane.proxy import create_engine
-from kernelet.dataplane.proxy.nftables import NftablesEngine
 from kernelet.dataplane.routes import ServiceRoute
 
-from ..ebpf.conftest import bpffs, engine, feed, node, topology
+from ..ebpf.conftest import engine, node
 from ..proxy.topology import CONFIG, NODE_ADDRESS, Topology
 
-__all__ = ["bpffs", "engine", "feed", "node", "topology"]
+__all__ = ["engine", "node"]
 
 
 def endpoint(address: str, port: int, protocol: int = 6) -> Endpoint:
@@ -75,15 +73,3 @@ def watching(topology: Topology, *, redirects: bool) -> Iterator[Watcher]:
 def watcher(topology: Topology) -> Iterator[Watcher]:
     with watching(topology, redirects=True) as made:
         yield made
-
-
-@pytest.fixture
-def nftables(topology: Topology) -> Iterator[NftablesEngine]:
-    with topology.node.entered():
-        made = create_engine("nftables", CONFIG)
-        assert isinstance(made, NftablesEngine)
-        made.start()
-    try:
-        yield made
-    finally:
-        made.close(keep=False)

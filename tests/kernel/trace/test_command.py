@@ -16,7 +16,7 @@ from lightkube.models.meta_v1 import ObjectMeta
 from support.apiserver import ApiServer
 
 from kernelet.core.client.client import Client
-from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 
 from ..proxy.topology import NODE_ADDRESS, Feed, Topology, service
 

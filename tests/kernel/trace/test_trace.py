@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kernelet.agents.trace.tracer import Connection, DroppedPacket, Record
-from kernelet.dataplane.proxy.ebpf import EbpfEngine
-from kernelet.dataplane.proxy.nftables import NftablesEngine
+from kernelet.dataplane.proxy.ebpf.engine import EbpfEngine
+from kernelet.dataplane.proxy.nftables.engine import NftablesEngine
 from kernelet.dataplane.routes import Protocol
 
 from ..ebpf.conftest import Node

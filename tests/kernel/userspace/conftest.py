@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from kernelet.dataplane.proxy import create_engine
-from kernelet.dataplane.proxy.userspace import UserspaceEngine
+from kernelet.dataplane.proxy.userspace.engine import UserspaceEngine
 
 from ..proxy.topology import CONFIG, Topology
 

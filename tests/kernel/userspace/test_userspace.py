@@ -16,7 +16,7 @@ from ipaddress import ip_address
 import pytest
 
 from kernelet.dataplane.proxy import EngineError, create_engine
-from kernelet.dataplane.proxy.userspace import UserspaceEngine
+from kernelet.dataplane.proxy.userspace.engine import UserspaceEngine
 from kernelet.dataplane.routes import Protocol
 
 from ..proxy.topology import CONFIG, Feed, Topology, service

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelet.dataplane.proxy import EngineConfig, EngineError
-from kernelet.dataplane.proxy.ebpf_kernel import cgroup_path
-from kernelet.dataplane.proxy.ebpf_ledger import Ledger, Transition
-from kernelet.dataplane.proxy.ebpf_plan import MOST_SLOTS, Plan, endpoints, plan, readable, size
+from kernelet.dataplane.proxy.ebpf.kernel import cgroup_path
+from kernelet.dataplane.proxy.ebpf.ledger import Ledger, Transition
+from kernelet.dataplane.proxy.ebpf.plan import MOST_SLOTS, Plan, endpoints, plan, readable, size
 from kernelet.dataplane.routes import Backend, BackendFlag, Protocol, ServicePort, ServiceRoute
 
 CONFIG = EngineConfig("here", (ip_network("10.244.0.0/24"),), (), ())

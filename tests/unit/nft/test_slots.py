@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelet.dataplane.proxy.affinity import backend_ids
-from kernelet.dataplane.proxy.elements import MOST_WEIGHTED_SLOTS, place, ranges, slots
+from kernelet.dataplane.proxy.nftables.affinity import backend_ids
+from kernelet.dataplane.proxy.nftables.elements import MOST_WEIGHTED_SLOTS, place, ranges, slots
 from kernelet.dataplane.routes import Backend
 
 names = st.binary(min_size=1, max_size=1)

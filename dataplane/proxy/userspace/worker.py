@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .userspace_relay import Chooser, Poll, TcpListener, UdpListener
+from .relay import Chooser, Poll, TcpListener, UdpListener
 
 _SWEEP_SECONDS = 0.25
 _AFFINITY_SWEEP_SECONDS = 10.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kernelet.ext.nft import Batch
 
-from .engine import EngineConfig
-from .ruleset import KINDS, NONE, REJECT, TABLE, Family, Kind, concatenation, key_fields, prefixes
+from ..engine import EngineConfig
+from ..nftables.ruleset import KINDS, NONE, REJECT, TABLE, Family, Kind, concatenation, key_fields, prefixes
 
 REFUSED = "_refused"
 """`<frontends>_refused` says what happens to a frontend without backends."""

@@ -28,8 +28,8 @@ from kernelet.ext import netns
 from kernelet.ext.bpf import CONFIG, CONNECT, HOOKS
 from kernelet.ext.libbpf import BpfError, Link, Map, MapInfo, Object, mount_bpffs, require_bpffs
 
-from .ebpf_maps import BACKENDS, COUNTERS, MEMBERS, SERVICES
-from .engine import EngineConfig, EngineError
+from ..engine import EngineConfig, EngineError
+from .maps import BACKENDS, COUNTERS, MEMBERS, SERVICES
 
 _log = logging.getLogger(__name__)
 ROUTE_MAPS: Final = (SERVICES, BACKENDS, MEMBERS)

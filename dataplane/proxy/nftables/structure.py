@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 
 from kernelet.ext.nft import Batch, BatchError, NetlinkError, Socket
 
+from ..engine import EngineConfig, EngineError
 from .chains import (
     Chooser,
     base_rules,
@@ -19,7 +20,6 @@ from .chains import (
     initial_choosers,
 )
 from .elements import Edits, Elements
-from .engine import EngineConfig, EngineError
 from .ruleset import KINDS, TABLE, Family, Nft, add_sets
 from .untracked import PROTOCOLS, UNTRACKED
 

@@ -15,9 +15,9 @@ from ipaddress import ip_address
 
 from kernelet.ext.nft import AF_INET, AF_INET6, Flow, Socket, delete_flows
 
-from ..routes import Delta, Protocol, RouteTable
-from .engine import Counter, EngineConfig
-from .nftables import NftablesEngine
+from ...routes import Delta, Protocol, RouteTable
+from ..engine import Counter, EngineConfig
+from ..nftables.engine import NftablesEngine
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5

@@ -99,12 +99,12 @@ from pathlib import Path
 
 from kernelet.ext.nft import BatchError, NetlinkError, Socket
 
-from ..routes import Delta, RouteTable, ServiceRoute
+from ...routes import Delta, RouteTable, ServiceRoute
+from ..engine import Counter, EngineConfig, EngineError
+from ..memory import collector_paused
 from .elements import Elements, Frontend, Plan, Value, differences, frontend_of, plan, readable, without
-from .engine import Counter, EngineConfig, EngineError
 from .flows import StaleFlows
 from .ledger import Ledger, Transition, all_elements, kernel_slots, whole
-from .memory import collector_paused
 from .ruleset import BACKENDS, KINDS, TABLE, Family, Nft, families
 from .session import Session
 from .untracked import BACKEND_PORTS

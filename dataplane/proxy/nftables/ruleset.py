@@ -13,7 +13,7 @@ import nftables
 
 from kernelet.ext.nft import Batch
 
-from .engine import EngineConfig, EngineError
+from ..engine import EngineConfig, EngineError
 from .numbers import DROP, NONE
 from .untracked import BACKEND_PORTS, UNTRACKED, networks
 

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 
 from kernelet.ext.nft import Batch
 
-from ..routes import Protocol
+from ...routes import Protocol
+from ..engine import EngineConfig
 from . import affinity
-from .engine import EngineConfig
 from .numbers import DROP, NONE, chain_suffix, encode, guarded, seconds_of, slots_of
 from .ruleset import HAIRPIN, IP, KINDS, MASQUERADE_MARK, REJECT, TABLE, Family, Kind, prefixes
 from .untracked import raw_chain

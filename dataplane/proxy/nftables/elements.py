@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from kernelet.ext.nft import Batch, ElementError
 
-from ..routes import Backend, Prefix, Protocol, ServiceRoute
+from ...routes import Backend, Prefix, Protocol, ServiceRoute
+from ..engine import EngineConfig, EngineError
+from ..semantics import View, views
 from .affinity import backend_ids
-from .engine import EngineConfig, EngineError
 from .numbers import DROP, MOST_SLOTS, NONE, encode
 from .ruleset import FAMILIES, HAIRPIN, KINDS, TABLE, Family, Kind
-from .semantics import View, views
 from .untracked import BACKEND_PORTS
 
 Frontend = tuple[Kind, bytes]

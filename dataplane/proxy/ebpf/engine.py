@@ -36,9 +36,9 @@ who ask ask at once. The LRU map of 65,536 forgets a connection after as many ne
 backend's address.
 
 *Growth by an outer map of maps.* A lookup more for every connection. Growing by loading the programs anew over larger
-maps costs nothing on the way, and is the same as an upgrade (ebpf_kernel.py).
+maps costs nothing on the way, and is the same as an upgrade (kernel.py).
 
-Atomicity: of a delta against crashes, of a service against connections; see ebpf_maps.py.
+Atomicity: of a delta against crashes, of a service against connections; see maps.py.
 
 The client of session affinity is the network namespace: a pod, or the node itself. Node ports are translated for the
 node's own processes on loopback addresses; on its other addresses they are the nftables engine's.
@@ -52,7 +52,7 @@ although programs of a cgroup and of those above it all run, and nodes that are 
 socket that is no node's business pays a comparison and a lookup.
 
 In place of the nftables engine: it goes on translating packets until the first routes are in the maps, and what it had
-translated between pods is tracked until it ends (ebpf_packets.py). The other way its rules are there before the
+translated between pods is tracked until it ends (packets.py). The other way its rules are there before the
 programs go. So changing engines under traffic fails no connection.
 """
 
@@ -66,15 +66,15 @@ from contextlib import contextmanager, suppress
 
 from kernelet.ext.libbpf import BpfError
 
-from ..routes import Delta, RouteTable, ServiceRoute
-from .ebpf_kernel import NAMESPACES, SERVED, Kernel, remove_pins
-from .ebpf_ledger import Held, Ledger, Transition
-from .ebpf_maps import COUNTERS, Image, counted, delete_sets, flip, read, sweep, write_sets
-from .ebpf_packets import Packets
-from .ebpf_plan import Key, Plan, endpoints, is_address, plan, route
-from .ebpf_sockets import StaleSockets, present_namespaces, release, stale
-from .engine import Counter, EngineConfig, EngineError
-from .memory import collector_paused
+from ...routes import Delta, RouteTable, ServiceRoute
+from ..engine import Counter, EngineConfig, EngineError
+from ..memory import collector_paused
+from .kernel import NAMESPACES, SERVED, Kernel, remove_pins
+from .ledger import Held, Ledger, Transition
+from .maps import COUNTERS, Image, counted, delete_sets, flip, read, sweep, write_sets
+from .packets import Packets
+from .plan import Key, Plan, endpoints, is_address, plan, route
+from .sockets import StaleSockets, present_namespaces, release, stale
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5

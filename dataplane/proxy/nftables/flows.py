@@ -15,7 +15,7 @@ from functools import partial
 
 from kernelet.ext.nft import Flow, NetlinkError, Socket, delete_flows
 
-from ..routes import Protocol
+from ...routes import Protocol
 from .elements import Frontend, Held
 from .ruleset import Family
 

@@ -18,8 +18,8 @@ from typing import Final
 from kernelet.ext.bpf import BACKEND_KEY, COUNTER, ENDPOINT, FLAG_CONSISTENT, FLAG_GONE, FLAG_PACKETS, SERVICE
 from kernelet.ext.libbpf import BpfError, Map
 
-from .ebpf_ledger import BROKEN, Held, Set, Transition
-from .ebpf_plan import Key, Target, distinct, size
+from .ledger import BROKEN, Held, Set, Transition
+from .plan import Key, Target, distinct, size
 
 SERVICES, BACKENDS, MEMBERS, COUNTERS = "services", "backends", "members", "counters"
 _GONE: Final = SERVICE.pack(0, 0, 0, FLAG_GONE, 0, 0)

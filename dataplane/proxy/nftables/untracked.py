@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..routes import Protocol
+from ...routes import Protocol
 
 BACKEND_PORTS, UNTRACKED = "backend_ports", "untracked"
 PROTOCOLS = tuple(bytes((protocol,)) for protocol in (Protocol.TCP, Protocol.UDP))

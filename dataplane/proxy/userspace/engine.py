@@ -14,7 +14,7 @@ two sockets a connection, a listener a service port. What it cannot do, by its n
 * more service ports than a process may have open files, or the node free ports.
 
 As good as such a design gets in Python: one thread on epoll in a process of its own, edge-triggered, no buffer a
-connection, two calls a message (userspace_relay.py). The rules are maps as in the nftables engine, so that packets find
+connection, two calls a message (relay.py). The rules are maps as in the nftables engine, so that packets find
 their listener by one lookup, where the original went through a list of iptables rules. Heavier backends have more
 turns. Who may use a balancer's address is decided before the redirection, while the client's address is still known.
 """
@@ -38,17 +38,17 @@ from typing import TypeVar
 
 from kernelet.ext.nft import Batch, BatchError, Events, Flow, NetlinkError, Socket, delete_flows
 
-from ..routes import Delta, Protocol, RouteTable, ServiceRoute
-from .elements import Elements, Frontend, Held, Plan, differences, plan
-from .engine import Counter, EngineConfig, EngineError
-from .ledger import Ledger, Transition
-from .ruleset import KINDS, NONE, SERVICES, TABLE, Nft, families
-from .userspace_ruleset import GUARDED, REFUSED, add_maps, names, refusal, text
-from .userspace_worker import Open, Prepare, Refused, Show, Shown, Switch
-from .watch import ForeignChanges
+from ...routes import Delta, Protocol, RouteTable, ServiceRoute
+from ..engine import Counter, EngineConfig, EngineError
+from ..nftables.elements import Elements, Frontend, Held, Plan, differences, plan
+from ..nftables.ledger import Ledger, Transition
+from ..nftables.ruleset import KINDS, NONE, SERVICES, TABLE, Nft, families
+from ..nftables.watch import ForeignChanges
+from .ruleset import GUARDED, REFUSED, add_maps, names, refusal, text
+from .worker import Open, Prepare, Refused, Show, Shown, Switch
 
 _log = logging.getLogger(__name__)
-_WORKER = "from kernelet.dataplane.proxy.userspace_worker import main; main()"
+_WORKER = "from kernelet.dataplane.proxy.userspace.worker import main; main()"
 _ANSWER_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _CARRIED = (Protocol.TCP, Protocol.UDP)

@@ -24,11 +24,11 @@ from kernelet.ext.bpf import ENDPOINT, FLOW_KEY, SCOPE_ADDRESS
 from kernelet.ext.libbpf import Map
 from kernelet.ext.netns import open_of_pid, run_in
 
-from ..routes import Protocol
-from .ebpf_kernel import netns_cookie
-from .ebpf_ledger import Held, Transition
-from .ebpf_plan import Key, distinct
-from .engine import EngineConfig
+from ...routes import Protocol
+from ..engine import EngineConfig
+from .kernel import netns_cookie
+from .ledger import Held, Transition
+from .plan import Key, distinct
 
 _log = logging.getLogger(__name__)
 _NETLINK_SOCK_DIAG: Final = 4

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from kernelet.ext.nft import Events, Socket
 
+from ..engine import EngineConfig
 from .elements import Edits, Elements
-from .engine import EngineConfig
 from .flows import Forgetter
 from .ruleset import HAIRPIN, KINDS, TABLE, Family
 from .structure import Structure

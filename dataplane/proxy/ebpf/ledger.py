@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .ebpf_plan import Key, Plan, Pool, Target, distinct, size
+from .plan import Key, Plan, Pool, Target, distinct, size
 
 _LAST_SET = (1 << 32) - 1
 

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 from kernelet.ext import maglev
 from kernelet.ext.bpf import ENDPOINT, SCOPE_ADDRESS, SCOPE_NODE_PORT, SERVICE_KEY
 
-from ..routes import Backend, Protocol, ServiceRoute
-from .engine import EngineConfig, EngineError
-from .semantics import View, views
+from ...routes import Backend, Protocol, ServiceRoute
+from ..engine import EngineConfig, EngineError
+from ..semantics import View, views
 
 Key = bytes
 """A `struct service_key`."""
