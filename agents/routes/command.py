@@ -29,7 +29,9 @@ def _complete(ctx: click.Context, _parameter: click.Parameter, incomplete: str) 
 @click.option("--service", default="", metavar="NAMESPACE/NAME", help="This service only.")
 @click.option("-o", "--output", type=click.Choice(["json"]), help="How to print.")
 @click.option("--local", is_flag=True, help="Read this network namespace's kernel, with no help of any daemon.")
-@click.option("--engine", type=click.Choice(["nftables", "ebpf"]), help="With --local: whose routes; default: any.")
+@click.option(
+    "--engine", type=click.Choice(["nftables", "ebpf"]), help="With --local: default, what clients here meet."
+)
 @cluster_options()
 @pass_settings
 def command(settings: Settings, node: str, service: str, output: str | None, local: bool, engine: str | None) -> None:
@@ -38,7 +40,7 @@ def command(settings: Settings, node: str, service: str, output: str | None, loc
     \b
     kernelet routes                        one line a node
     kernelet routes node-1 --service shop/web
-    ip netns exec kl-default-node-1 kernelet routes --local
+    nsenter --net=/run/netns/kl-default-node-1 kernelet routes --local
     """
     from kernelet.core.cli.output import to_json
 
@@ -47,7 +49,10 @@ def command(settings: Settings, node: str, service: str, output: str | None, loc
     if local:
         from .local import kernel_routes
 
-        found = kernel_routes(engine, node)
+        if node:
+            raise click.UsageError("--local reads the network namespace it runs in; a node's name has no part in that")
+
+        found = kernel_routes(engine)
         click.echo(to_json(found) if output else render.kernel_table(found["kernel"]))
         return
     if engine:

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from kernelet.core.cli.failures import CliError
 from kernelet.dataplane.proxy import EngineConfig, EngineError, create_engine
+from kernelet.dataplane.proxy.ebpf.kernel import PINS, pins_here
 from kernelet.dataplane.proxy.expected import Row
 
 from .report import rows_json
 
-ENGINES = ("nftables", "ebpf")
-_PINS = Path("/sys/fs/bpf/kernelet")
 _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
-def kernel_routes(engine: str | None, node: str) -> dict[str, Any]:
-    """`{engine, kernel: [row]}` of the engine that is asked for, else of the first that has routes here.
+def kernel_routes(engine: str | None) -> dict[str, Any]:
+    """`{engine, kernel: [row]}` of the engine that is asked for, else of the one whose routes clients here meet.
 
     Raises CliError naming why nothing can be read.
     """
-    reasons = []
-    for name in (engine,) if engine else ENGINES:
-        try:
-            rows = _nftables() if name == "nftables" else _restore(name, node or _only_node(), _EVERYWHERE)
-            return {"engine": name, "kernel": rows_json(rows)}
-        except (EngineError, PermissionError) as error:
-            reasons.append(f"{name}: {error}")
-    raise CliError("; ".join(reasons))
+    try:
+        pins = pins_here()
+        name = engine or ("ebpf" if pins else "nftables")
+        rows = _nftables() if name == "nftables" else _ebpf(pins)
+    except (EngineError, OSError) as error:
+        raise CliError(f"cannot read the routes of this network namespace: {error}") from error
+    return {"engine": name, "kernel": rows_json(rows)}
 
 
 def _nftables() -> frozenset[Row]:
@@ -37,7 +35,7 @@ def _nftables() -> frozenset[Row]:
     rows, errors = frozenset[Row](), []
     for network in _EVERYWHERE:
         try:
-            rows |= _restore("nftables", "", (network,))
+            rows |= create_engine("nftables", EngineConfig("", (), (), (network,))).restore()
         except EngineError as error:
             errors.append(error)
     if len(errors) == len(_EVERYWHERE):
@@ -45,15 +43,11 @@ def _nftables() -> frozenset[Row]:
     return rows
 
 
-def _only_node() -> str:
-    """The node whose maps are pinned on this machine. Raises EngineError where that is not one."""
-    found = sorted(path.name for path in _PINS.iterdir()) if _PINS.is_dir() else []
-    if len(found) != 1:
-        which = ", ".join(found) or "no node"
-        raise EngineError(f"{_PINS} has maps of {which}; name one: kernelet routes --local --engine ebpf NODE")
-    return found[0]
-
-
-def _restore(engine: str, node: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> frozenset[Row]:
-    """Before start(), an engine only looks."""
-    return create_engine(engine, EngineConfig(node, (), (), networks)).restore()
+def _ebpf(pins: Path | None) -> frozenset[Row]:
+    """Raises EngineError where no node's programs are pinned for this namespace."""
+    if pins is None:
+        raise EngineError(
+            f"no maps below {PINS} are of a node in this network namespace; run this where the node's processes run, "
+            "with nsenter rather than `ip netns exec`, which hides the bpf filesystem"
+        )
+    return create_engine("ebpf", EngineConfig("", (), (), _EVERYWHERE, pins=pins)).restore()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +37,12 @@ class EngineConfig:
     max_remembered: int = 1 << 16
     """Connections whose service the ebpf engine can tell (getpeername(2)), and four times the clients whose affinity it
     remembers: the oldest go first."""
+
+    @property
+    def own_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The node's own addresses among the pods', which are never a pod's: of each of its subnets the subnet's own
+        address, where an overlay's tunnel ends, and the first, the gateway."""
+        return tuple(network[index] for network in self.pod_cidrs for index in (0, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,18 @@ def pins_of(config: EngineConfig) -> Path:
     return config.pins or PINS / pin_name(config.node)
 
 
+def pins_here() -> Path | None:
+    """The pins of the node whose network namespace the calling thread is in; None where it is no node's."""
+    here = CONFIG.pack(int.from_bytes(netns_cookie(), sys.byteorder))
+    for path in PINS.iterdir() if PINS.is_dir() else ():
+        config = path / "maps" / "config"
+        if config.exists():
+            with Map.open(config) as found:
+                if found.lookup(bytes(4)) == here:
+                    return path
+    return None
+
+
 def pin_name(*names: str) -> str:
     """A folder's name for a node, which may be preceded by its cluster's.
 

@@ -93,7 +93,8 @@ def _chains(family: Family, config: EngineConfig, *, beside_sockets: bool) -> st
     unknown = f"    {ip} daddr {services} goto {REJECT}\n" if services else ""
     # Replies to what sockets have no part in must come back to this node, though it does not track pods' packets.
     masquerade = f"    meta l4proto != {int(Protocol.SCTP)} {mark}\n" if beside_sockets and cluster else ""
-    raw = raw_chain(ip, cluster, masqueraded=beside_sockets)
+    own = [str(address) for address in config.own_addresses if address.max_prefixlen == family.length * 8]
+    raw = raw_chain(ip, cluster, own, masqueraded=beside_sockets)
     return f"""{raw}
   chain {REJECT} {{
     meta l4proto tcp reject with tcp reset

@@ -27,8 +27,11 @@ PROTOCOLS = tuple(bytes((protocol,)) for protocol in (Protocol.TCP, Protocol.UDP
 """The elements of `untracked`."""
 
 
-def raw_chain(ip: str, cluster: str, *, masqueraded: bool) -> str:
+def raw_chain(ip: str, cluster: str, own: Sequence[str], *, masqueraded: bool) -> str:
     """The chain; `cluster` are all pods' networks as an nft expression, "" for none: then everything is tracked.
+
+    `own`: the node's addresses among them. They are compared one by one, since this is what every packet pays for:
+    `fib daddr type local` would know them by itself, and took a twentieth of the requests.
 
     `masqueraded`: nothing between pods is translated without being masqueraded.
     """
@@ -42,14 +45,14 @@ def raw_chain(ip: str, cluster: str, *, masqueraded: bool) -> str:
             f"    meta l4proto . th dport @{BACKEND_PORTS} accept\n"
         )
     )
+    mine = "".join(f"    {ip} daddr {address} accept\n" for address in own)
     return f"""
   chain raw {{
     type filter hook prerouting priority raw; policy accept;
     {ip} daddr != {cluster} accept
     {ip} saddr != {cluster} accept
     meta l4proto != @{UNTRACKED} accept
-{translated}    fib daddr type local accept
-    notrack
+{mine}{translated}    notrack
   }}
 """
 

@@ -24,26 +24,31 @@ def test_a_bystander_reads_the_nftables_engines_routes_of_both_families(
     nftables.apply(feed.change(service("web", VIP, topology.web1.backend(), topology.far.backend())))
     nftables.apply(feed.change(service("six", "fd00:96::1", topology.web1.backend6())))
     with topology.node.entered():
-        found = kernel_routes(None, "")
+        found = kernel_routes(None)
     assert found["engine"] == "nftables"
     assert {row["backend"] for row in found["kernel"]} == {
         topology.web1.address, topology.far.address, topology.web1.address6,
     }  # fmt: skip
 
 
-def test_a_bystander_reads_the_ebpf_engines_routes_by_the_nodes_name(
+def test_a_bystander_reads_the_ebpf_engines_routes_of_the_namespace_it_is_in(
     node: Node, engine: EbpfEngine, feed: Feed
 ) -> None:
     engine.apply(feed.change(service("web", VIP, node.topology.web1.backend())))
     engine.close()
-    found = kernel_routes("ebpf", node.pins.name)
+    with node.topology.node.entered():
+        found = kernel_routes(None)
+    assert found["engine"] == "ebpf"
     [row] = found["kernel"]
     assert (row["address"], row["port"], row["backend"]) == (VIP, 80, node.topology.web1.address)
 
 
-def test_where_no_routes_are_every_engine_says_why(topology: Topology) -> None:
-    with topology.outside.entered(), pytest.raises(CliError, match="nftables: cannot read nftables table kernelet"):
-        kernel_routes(None, "none")
+@pytest.mark.parametrize(
+    ("engine", "reason"), [(None, "cannot read nftables table kernelet"), ("ebpf", "no maps below /sys/fs/bpf")]
+)
+def test_where_no_routes_are_it_says_why(topology: Topology, engine: str | None, reason: str) -> None:
+    with topology.outside.entered(), pytest.raises(CliError, match=reason):
+        kernel_routes(engine)
 
 
 def test_what_is_deleted_behind_an_engines_back_is_missing_from_its_report(
