@@ -13,7 +13,8 @@ the outside go on. Of packets between pods it still tracks
 
 A connection whose port becomes a service's midway is tracked from then on, as one that conntrack picks up in the
 middle. `untracked` holds the protocols that this is for. It is filled in the same transaction as the ports, so that
-no rule is obeyed before the ports are known: an empty table after `nft flush ruleset` tracks everything.
+no rule is obeyed before the ports are known: an empty table after `nft flush ruleset` tracks everything. Beside
+socket-level translation there is nothing to know first, and the protocols are in the rules, which is a lookup less.
 """
 
 from __future__ import annotations
@@ -37,23 +38,22 @@ def raw_chain(ip: str, cluster: str, own: Sequence[str], *, masqueraded: bool) -
     """
     if not cluster:
         return ""
-    translated = (
-        ""
-        if masqueraded
-        else (
+    if masqueraded:
+        rest = "".join(f"    meta l4proto {int.from_bytes(protocol)} notrack accept\n" for protocol in PROTOCOLS)
+    else:
+        rest = (
+            f"    meta l4proto != @{UNTRACKED} accept\n"
             f"    meta l4proto . th sport @{BACKEND_PORTS} accept\n"
             f"    meta l4proto . th dport @{BACKEND_PORTS} accept\n"
+            "    notrack\n"
         )
-    )
     mine = "".join(f"    {ip} daddr {address} accept\n" for address in own)
     return f"""
   chain raw {{
     type filter hook prerouting priority raw; policy accept;
     {ip} daddr != {cluster} accept
     {ip} saddr != {cluster} accept
-    meta l4proto != @{UNTRACKED} accept
-{mine}{translated}    notrack
-  }}
+{mine}{rest}  }}
 """
 
 
