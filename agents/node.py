@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from kernelet.dataplane.proxy import ENGINES
+
 PARTS = ("kubelet", "proxy", "overlay", "dns")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,7 +31,7 @@ _OPTIONS = (
     click.option("--cluster-domain", default="cluster.local", show_default=True, help="The cluster's DNS domain."),
     click.option(
         "--engine",
-        type=click.Choice(["auto", "ebpf", "nftables", "userspace"]),
+        type=click.Choice(ENGINES),
         default="auto",
         show_default=True,
         help="Service proxy engine; auto: ebpf where the kernel allows, else nftables.",

@@ -49,6 +49,7 @@ class NodeIdentity:
     cluster_cidr: str = "10.244.0.0/16"
     service_cidr: str = "10.96.0.0/16"
     dns_address: str = "10.96.0.10"
+    engine: str = "auto"
 
 
 def kernelet_command() -> list[str]:
@@ -171,5 +172,6 @@ def node_unit(node: NodeIdentity, netns: str = "") -> Unit:
         "--cluster-cidr", node.cluster_cidr,
         "--service-cidr", node.service_cidr,
         "--dns-address", node.dns_address,
+        "--engine", node.engine,
     ]  # fmt: skip
     return Unit(node.node, tuple(argv), netns)

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from kernelet.dataplane.proxy import ENGINES
+
 from .paths import DEFAULT_CLUSTER, ClusterPaths, check_name, existing_clusters
 
 
@@ -43,6 +45,9 @@ def say(text: str) -> None:
     click.echo(f"  {text}", err=True)
 
 
+engine_option = click.option(
+    "--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="what makes services work on nodes"
+)
 _named = click.argument("name", default=DEFAULT_CLUSTER, callback=_valid_name)
 
 
@@ -58,12 +63,13 @@ def command() -> None:
     "--store", default="", help="store URL such as etcd://127.0.0.1:2379; default: sqlite in the state folder"
 )
 @click.option("--toleration-seconds", default=30, show_default=True, help="before pods of a lost node are replaced")
-def create(nodes: int, name: str, store: str, toleration_seconds: int) -> None:
+@engine_option
+def create(nodes: int, name: str, store: str, toleration_seconds: int, engine: str) -> None:
     """Create a cluster and wait until its nodes are Ready."""
     from kernelet.agents.cluster import machine
 
     need_root("cluster create")
-    spec = run(machine.create(name, nodes, say, store=store, toleration_seconds=toleration_seconds))
+    spec = run(machine.create(name, nodes, say, store=store, toleration_seconds=toleration_seconds, engine=engine))
     paths = ClusterPaths(name)
     click.echo(f"cluster {name} is ready: {nodes} nodes, API server https://127.0.0.1:{spec.api_port}")
     click.echo(f"  kubectl --kubeconfig {paths.admin_kubeconfig} get nodes")

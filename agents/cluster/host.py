@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 JOIN_TOKEN_SECONDS = 24 * 3600.0
 
 
-async def up(address: str, node: str, store: str, cluster_cidr: str, service_cidr: str) -> None:
+async def up(address: str, node: str, store: str, cluster_cidr: str, service_cidr: str, engine: str) -> None:
     """Runs control plane and, where `node` names one, a node, until interrupted. What stood before is continued."""
     logs.setup("up", "WARNING")
     paths = ClusterPaths(DEFAULT_CLUSTER)
@@ -41,7 +41,7 @@ async def up(address: str, node: str, store: str, cluster_cidr: str, service_cid
         say("starting dockerd")
         docker_socket = (await ensure_dockerd(DOCKER_DATA)).socket
         identity = build.NodeIdentity(
-            paths, node, address, docker_socket, cluster_cidr, service_cidr, plane.dns_address
+            paths, node, address, docker_socket, cluster_cidr, service_cidr, plane.dns_address, engine
         )
         build.prepare_node(pki, identity, address)
         units.append(build.node_unit(identity))
@@ -60,14 +60,14 @@ async def up(address: str, node: str, store: str, cluster_cidr: str, service_cid
     await _supervise(paths, spec, machine.wait_nodes_ready(paths, {known.name for known in nodes}), greet)
 
 
-async def join(server: str, token: str, address: str, node: str) -> None:
+async def join(server: str, token: str, address: str, node: str, engine: str) -> None:
     """Runs a node of the cluster at `server` until interrupted. A node that joined before needs no valid token."""
     logs.setup("join", "WARNING")
     paths = ClusterPaths(DEFAULT_CLUSTER)
     server = server.removeprefix("https://").partition(":")[0]
     say("starting dockerd")
     docker_socket = (await ensure_dockerd(DOCKER_DATA)).socket
-    identity = build.NodeIdentity(paths, node, address, docker_socket)
+    identity = build.NodeIdentity(paths, node, address, docker_socket, engine=engine)
     if not (paths.node(node) / "kubeconfig").exists():
         say(f"asking {server} for a certificate")
         ca, cert, key = await _certificate(server, JoinToken.parse(token), node)

@@ -37,7 +37,9 @@ class ClusterError(Exception):
     """The message names the cluster, the cause and the fix."""
 
 
-async def create(name: str, nodes: int, say: Say, *, store: str = "", toleration_seconds: int = 30) -> ClusterSpec:
+async def create(
+    name: str, nodes: int, say: Say, *, store: str = "", toleration_seconds: int = 30, engine: str = "auto"
+) -> ClusterSpec:
     """Makes a cluster and returns once all its nodes are Ready. Raises ClusterError when it exists."""
     paths = ClusterPaths(name)
     if paths.spec.exists():
@@ -58,7 +60,7 @@ async def create(name: str, nodes: int, say: Say, *, store: str = "", toleration
     control = topology.netns_path(topology.control_netns(name))
     units = build.control_plane_units(plane, control, f"127.0.0.1:{port}")
     for node in node_specs:
-        identity = build.NodeIdentity(paths, node.name, node.address, docker_socket)
+        identity = build.NodeIdentity(paths, node.name, node.address, docker_socket, engine=engine)
         build.prepare_node(pki, identity, topology.GATEWAY)
         units.append(build.node_unit(identity, topology.netns_path(topology.node_netns(name, node.name))))
     spec = ClusterSpec(name, "namespaces", port, docker_socket, tuple(units), node_specs)

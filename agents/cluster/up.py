@@ -8,7 +8,7 @@ import socket
 
 import click
 
-from .command import need_root, run
+from .command import engine_option, need_root, run
 
 
 def host_address() -> str:
@@ -55,15 +55,22 @@ _node_name = click.option(
 @click.option("--control-plane-only", is_flag=True, help="run no pods on this host")
 @click.option("--cluster-cidr", default="10.244.0.0/16", show_default=True, help="addresses of pods")
 @click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="addresses of services")
+@engine_option
 def command(
-    address: str, node_name: str, store: str, control_plane_only: bool, cluster_cidr: str, service_cidr: str
+    address: str,
+    node_name: str,
+    store: str,
+    control_plane_only: bool,
+    cluster_cidr: str,
+    service_cidr: str,
+    engine: str,
 ) -> None:
     """Run a cluster on this host until interrupted; other hosts join it with the command that it prints."""
     from kernelet.agents.cluster import host
 
     need_root("up")
     node = "" if control_plane_only else node_name
-    run(host.up(address, node, store, cluster_cidr, service_cidr))
+    run(host.up(address, node, store, cluster_cidr, service_cidr, engine))
 
 
 @click.command("join")
@@ -71,9 +78,10 @@ def command(
 @click.option("--token", required=True, help="the token that `kernelet up` printed")
 @_address
 @_node_name
-def join_command(server: str, token: str, address: str, node_name: str) -> None:
+@engine_option
+def join_command(server: str, token: str, address: str, node_name: str, engine: str) -> None:
     """Make this host a node of the cluster at SERVER, until interrupted."""
     from kernelet.agents.cluster import host
 
     need_root("join")
-    run(host.join(server, token, address, node_name))
+    run(host.join(server, token, address, node_name, engine))

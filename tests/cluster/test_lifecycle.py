@@ -51,6 +51,21 @@ async def serve(cluster: Cluster, version: str) -> str:
         return str((await space.get("services", "web"))["spec"]["clusterIP"])
 
 
+async def test_nodes_run_the_engine_that_is_asked_for_and_say_why(cluster_dockerd: str) -> None:
+    manager = new_cluster(2, engine="nftables")
+    cluster = await asyncio.to_thread(manager.__enter__)
+    try:
+        address = await serve(cluster, "first")
+        for node in cluster.nodes:
+            report = json.loads((await cluster.kernelet("routes", node, "-o", "json")).out)
+            assert (report["engine"], report["engineReason"]) == ("nftables", "it was asked for")
+            assert (report["missing"], report["extra"]) == ([], [])
+            assert (await get(cluster.node_netns(node), address)).body["version"] == "first"
+        assert not list(PINS.glob(f"{cluster.name}_*"))
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
 async def test_two_clusters_with_the_same_names_do_not_meet(single: Cluster) -> None:
     first = await serve(single, "first")
     manager = new_cluster(1)

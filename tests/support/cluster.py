@@ -213,14 +213,21 @@ def inside(path: str, work: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def new_cluster(
-    nodes: int, *, store: str = "", toleration_seconds: int = 30, before: Callable[[str], None] = lambda _: None
+    nodes: int,
+    *,
+    store: str = "",
+    toleration_seconds: int = 30,
+    engine: str = "auto",
+    before: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Cluster]:
     """A cluster with a name of its own, removed at the end, also when it could not be made."""
     name = f"t-{secrets.token_hex(3)}"
     before(name)
     try:
         spec = asyncio.run(
-            machine.create(name, nodes, lambda _: None, store=store, toleration_seconds=toleration_seconds)
+            machine.create(
+                name, nodes, lambda _: None, store=store, toleration_seconds=toleration_seconds, engine=engine
+            )
         )
         yield Cluster(name, spec)
     finally:
