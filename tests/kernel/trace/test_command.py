@@ -57,7 +57,9 @@ def test_the_command_prints_events_as_they_come_and_ends_with_a_summary(
 ) -> None:
     nftables.apply(feed.change(service("web", vip, topology.web1.backend())))
     kubeconfig = str(shared_api_server.data / "admin.kubeconfig")
-    options = ["--kubeconfig", kubeconfig, "-n", namespace, "--cluster", "test", "--json", "web"]
+    node = topology.node.name.removeprefix("kl-test-")
+    # The server is shared with other tests, which have nodes of their own.
+    options = ["--kubeconfig", kubeconfig, "-n", namespace, "--cluster", "test", "--node", node, "--json", "web"]
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as tracer:
@@ -71,7 +73,6 @@ def test_the_command_prints_events_as_they_come_and_ends_with_a_summary(
         rest = [json.loads(line) for line in tracer.stdout]
     assert tracer.returncode == 0
     ways = (event["type"], event["service"], event["backend"], event["node"], event["error"])
-    node = topology.node.name.removeprefix("kl-test-")
     assert ways == ("connection", f"{vip}:80", f"{topology.web1.address}:8080", node, None)
     summary: dict[str, Any] = rest[-1]
     [backend] = summary["backends"]

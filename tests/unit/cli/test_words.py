@@ -123,7 +123,7 @@ def completions(*words: str) -> list[str]:
 
 
 def test_commands_and_kinds_are_completed() -> None:
-    assert completions("ro") == ["rollout", "routes-server"]
+    assert completions("ro") == ["rollout", "routes", "routes-server"]
     assert completions("get", "dep") == ["deployments"]
     assert completions("get", "pods,serv") == ["pods,serviceaccounts", "pods,services"]
     assert completions("get", "-o", "y") == ["yaml"]
