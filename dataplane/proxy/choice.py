@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .engine import EngineConfig, EngineError
 
 _log = logging.getLogger(__name__)
-ENGINES = ("auto", "nftables", "ebpf", "userspace")
+ENGINES = ("auto", "ebpf", "nftables", "userspace")
 
 
 class Choice(NamedTuple):

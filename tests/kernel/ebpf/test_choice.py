@@ -46,7 +46,7 @@ def test_auto_is_nftables_elsewhere_and_says_why(node: Node, tmp_path: Path) -> 
 
 
 def test_an_unknown_engine_is_refused_with_the_names_of_those_there_are(node: Node) -> None:
-    with pytest.raises(EngineError, match="no proxy engine is called 'ipvs'; use one of auto, nftables, ebpf"):
+    with pytest.raises(EngineError, match="no proxy engine is called 'ipvs'; use one of auto, ebpf, nftables"):
         create_engine("ipvs", node.config)
 
 
