@@ -165,6 +165,7 @@ class EbpfEngine:
             raise
         if refusal is not None:
             self._broken = True
+            table.services = table.after(delta).services  # What a repair is to bring back, though it is no version.
             raise refusal
         table.apply(delta)
         self._applied, self._broken = True, False

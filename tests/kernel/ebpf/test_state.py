@@ -306,3 +306,20 @@ def test_kill_while_maps_grow_leaves_traffic_and_the_next_engine_whole(node: Nod
             held.close(keep=False)
         finally:
             held.close()
+
+
+def test_repair_keeps_what_a_snapshot_brought_to_sockets_though_packets_refused_it(
+    node: Node, engine: EbpfEngine, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web1, web2 = node.topology.web1, node.topology.web2
+    engine.apply(feed.change(service("web", VIP, web1.backend())))
+    feed.change(service("web", VIP, web2.backend()))
+
+    def refuse(delta: Delta) -> None:
+        raise EngineError("service default/other: refused")
+
+    monkeypatch.setattr(engine._packets, "apply", refuse)
+    with pytest.raises(EngineError, match="default/other"):
+        engine.apply(feed.snapshot())
+    engine.repair()
+    assert node.client().names(VIP) == [web2.address]
